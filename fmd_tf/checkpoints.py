@@ -1,0 +1,235 @@
+"""The state of a training run on disk: what lets it go on after `kill -9`.
+
+Keras' own `BackupAndRestore` forgets how long `EarlyStopping` and `ReduceLROnPlateau` have
+waited and what their best was. Here one folder an epoch holds the weights, the optimizer, the
+random generators, the callbacks and the history; it appears by a rename, so that a run either
+has the whole epoch or none of it.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import keras
+
+MONITOR = "val_macro_f1"
+BEST_MODEL = "best_model.keras"
+_RUN_FILE = "run.json"
+
+
+class CheckpointError(ValueError):
+    """The checkpoint folder cannot be used for this run."""
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Where a run stands after an epoch.
+
+    Attributes:
+        phase: Name of the phase, for example "head".
+        epoch: Index of the last finished epoch of the phase.
+        done: Whether the phase ended with that epoch.
+        callbacks: Attributes of the callbacks by callback name.
+        history: One record an epoch of all phases so far.
+        folder: Where the weights are.
+    """
+
+    phase: str
+    epoch: int
+    done: bool
+    callbacks: dict[str, dict[str, Any]]
+    history: list[dict[str, Any]]
+    folder: Path
+
+    @property
+    def weights(self) -> Path:
+        """Weights, optimizer and random generators of the trained model."""
+        return self.folder / "model.weights.h5"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file beside and rename it, so that it is never half there."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+@dataclass
+class RunFolder:
+    """A checkpoint folder: identity of the run, its latest state, and the best model."""
+
+    path: Path
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def best_model(self) -> Path:
+        """The model with the best validation macro-F1 so far."""
+        return self.path / BEST_MODEL
+
+    def open(self, identity: Mapping[str, Any], overwrite: bool = False) -> None:
+        """Claim the folder for a run, or go on with the run it holds.
+
+        Args:
+            identity: JSON-like settings that must not change within a run.
+            overwrite: Discard another run's state.
+
+        Raises:
+            CheckpointError: It holds a run with other settings, or is not a run's folder.
+        """
+        run_file = self.path / _RUN_FILE
+        wanted = json.loads(json.dumps(identity, default=str))
+        if overwrite:
+            self._discard()
+        if run_file.is_file():
+            self._require_same(json.loads(run_file.read_text(encoding="utf-8")), wanted)
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(run_file, json.dumps(wanted, indent=2))
+
+    def _discard(self) -> None:
+        for folder in self.path.glob("state-*"):
+            shutil.rmtree(folder)
+        for name in (_RUN_FILE, BEST_MODEL, "training_log.csv"):
+            (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+
+    def _require_same(self, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+        differing = [
+            f"{name} {found.get(name)} (now {wanted.get(name)})"
+            for name in sorted({*found, *wanted})
+            if found.get(name) != wanted.get(name)
+        ]
+        if differing:
+            raise CheckpointError(
+                f"{self.path} holds a run with {', '.join(differing)}; choose another "
+                "--checkpoint-dir, or discard that run with --overwrite"
+            )
+
+    def latest(self) -> TrainingState | None:
+        """Return the last whole epoch, or None before the first."""
+        states = [self._read(folder) for folder in self.path.glob("state-*") if folder.is_dir()]
+        return max(states, key=lambda state: len(state.history), default=None)
+
+    def _read(self, folder: Path) -> TrainingState:
+        values = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        return TrainingState(folder=folder, **values)
+
+    def save(self, state: TrainingState, model: keras.Model) -> None:
+        """Write a state, then drop the ones before it."""
+        partial = self.path / f".{state.folder.name}"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        model.save_weights(partial / state.weights.name)
+        values = {name: value for name, value in asdict(state).items() if name != "folder"}
+        (partial / "state.json").write_text(json.dumps(values), encoding="utf-8")
+        partial.replace(state.folder)
+        for folder in self.path.glob("state-*"):
+            if folder != state.folder:
+                shutil.rmtree(folder)
+        self._write_log(state.history)
+
+    def _write_log(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Write the CSV log anew: appended rows would double an epoch that was killed."""
+        partial = self.path / ".training_log.csv.partial"
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(history[0]))
+            writer.writeheader()
+            writer.writerows(history)
+        partial.replace(self.path / "training_log.csv")
+
+
+class BestModel(keras.callbacks.Callback):
+    """Call `save` whenever validation macro-F1 is better than ever in this run.
+
+    Args:
+        save: Called with the epoch and the epoch's figures.
+    """
+
+    def __init__(self, save: Callable[[int, Mapping[str, float]], None]):
+        super().__init__()
+        self.best: float | None = None
+        self.best_epoch = -1
+        self._save = save
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        """Compare the figure and save."""
+        value = float((logs or {})[MONITOR])
+        if self.best is None or value > self.best:
+            self.best, self.best_epoch = value, epoch
+            self._save(epoch, logs or {})
+
+
+_KEPT_ATTRIBUTES = ("wait", "best", "best_epoch", "stopped_epoch", "cooldown_counter")
+
+
+class SaveState(keras.callbacks.Callback):
+    """Save the run after each epoch; put the other callbacks back where they were.
+
+    It must come last in the list: the others act before it writes, and reset themselves
+    before it restores them.
+
+    Args:
+        run: Folder of the run.
+        phase: Name of the phase.
+        epochs: Number of epochs of the phase at the most.
+        callbacks: The callbacks whose waiting and best-so-far are kept, by name.
+        restore: State to begin from.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        phase: str,
+        epochs: int,
+        callbacks: Mapping[str, keras.callbacks.Callback],
+        restore: TrainingState | None = None,
+    ):
+        super().__init__()
+        self._run = run
+        self._phase = phase
+        self._epochs = epochs
+        self._callbacks = callbacks
+        self._restore = restore
+        self._started = 0.0
+
+    def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
+        """Give the callbacks their attributes back."""
+        for name, attributes in (self._restore.callbacks if self._restore else {}).items():
+            for attribute, value in attributes.items():
+                setattr(self._callbacks[name], attribute, value)
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        """Start the epoch's clock."""
+        self._started = time.perf_counter()
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        """Add the epoch to the history and save everything."""
+        figures = {name: float(value) for name, value in (logs or {}).items()}
+        seconds = round(time.perf_counter() - self._started, 2)
+        self._run.history.append(
+            {"phase": self._phase, "epoch": epoch, **figures, "seconds": seconds}
+        )
+        state = TrainingState(
+            phase=self._phase,
+            epoch=epoch,
+            done=self.model.stop_training or epoch + 1 == self._epochs,
+            callbacks={name: _attributes(each) for name, each in self._callbacks.items()},
+            history=self._run.history,
+            folder=self._run.path / f"state-{self._phase}-{epoch:03d}",
+        )
+        self._run.save(state, self.model)
+
+
+def _attributes(callback: keras.callbacks.Callback) -> dict[str, Any]:
+    """Return what a callback must not forget, as JSON values."""
+    values = {name: getattr(callback, name) for name in _KEPT_ATTRIBUTES if hasattr(callback, name)}
+    return {
+        name: value if value is None or isinstance(value, int) else float(value)
+        for name, value in values.items()
+    }

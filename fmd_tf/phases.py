@@ -1,0 +1,218 @@
+"""The two phases of training: the head on frozen features, then fine-tuning of everything.
+
+A head trained first keeps the pretrained features from being distorted by the gradients of a
+random one (Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform
+Out-of-Distribution", arXiv:2202.10054). The frozen features are computed once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from fmd_tf import input_pipeline
+from fmd_tf.augment import build_augmentation
+from fmd_tf.checkpoints import MONITOR, BestModel, RunFolder, SaveState, TrainingState
+from fmd_tf.input_pipeline import Crops
+from fmd_tf.model import features_model, freeze_batch_norm, head_model, logits_model
+
+HEAD, FINE_TUNE = "head", "fine_tune"
+SaveBest = Callable[[str, int, Mapping[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained; the fields are explained in `config.TrainConfig`."""
+
+    num_classes: int
+    epochs: int
+    head_epochs: int
+    batch_size: int
+    lr: float
+    head_lr: float
+    weight_decay: float
+    label_smoothing: float
+    balance: float
+    scheduler: str
+    patience: int
+    seed: int
+
+
+def train_model(
+    model: keras.Model,
+    train: Crops,
+    val: Crops,
+    recipe: Recipe,
+    run: RunFolder,
+    save_best: SaveBest,
+) -> None:
+    """Train the model in place, going on from the run's last saved epoch.
+
+    Args:
+        model: From `model.build_model`, built in the scope and dtype policy to train under.
+        train: Faces to learn from.
+        val: Faces that learning rate, stopping and the choice of the best epoch look at.
+        recipe: Settings.
+        run: Opened folder of the run; receives state, log and history.
+        save_best: Called with phase, epoch and figures when validation macro-F1 is the best
+            so far; the model then holds the weights to keep.
+    """
+    state = run.latest()
+    run.history = list(state.history) if state else []
+    if recipe.head_epochs and (state is None or state.phase == HEAD):
+        head = head_model(model)
+        _compile(head, recipe, recipe.head_lr, recipe.head_epochs, len(train))
+        if state is None or not state.done:
+            features = [_features(model, part.images, recipe.batch_size) for part in (train, val)]
+            data = [(rows, part.labels) for rows, part in zip(features, (train, val), strict=True)]
+            _fit(head, HEAD, data[0], data[1], recipe, recipe.head_epochs, run, save_best)
+            state = run.latest()
+        else:
+            head.load_weights(state.weights)
+    _fine_tune(model, train, val, recipe, run, save_best)
+
+
+def _fine_tune(
+    model: keras.Model,
+    train: Crops,
+    val: Crops,
+    recipe: Recipe,
+    run: RunFolder,
+    save_best: SaveBest,
+) -> None:
+    """Train all weights but those of batch norm, on augmented crops."""
+    state = run.latest()
+    if state and state.phase == FINE_TUNE and state.done:
+        return
+    if recipe.head_epochs:
+        freeze_batch_norm(model)
+    image_size = train.images.shape[1]
+    augmented = keras.Sequential(
+        [
+            keras.Input((image_size, image_size, 3)),
+            build_augmentation(image_size, recipe.seed),
+            logits_model(model),
+        ]
+    )
+    _compile(augmented, recipe, recipe.lr, recipe.epochs, len(train))
+    _fit(
+        augmented,
+        FINE_TUNE,
+        (train.images, train.labels),
+        (val.images, val.labels),
+        recipe,
+        recipe.epochs,
+        run,
+        save_best,
+    )
+
+
+def _features(model: keras.Model, images: np.ndarray, batch_size: int) -> np.ndarray:
+    """Compute the pooled features of all crops once: float32 [num_faces, depth]."""
+    print(f"Computing frozen features of {len(images)} faces", flush=True)
+    batches = input_pipeline.eval_dataset(images, batch_size)
+    features = features_model(model).predict(batches, verbose=_verbosity())
+    return np.asarray(features, np.float32)
+
+
+def _compile(model: keras.Model, recipe: Recipe, lr: float, epochs: int, num_faces: int) -> None:
+    """Compile with AdamW and smoothed cross-entropy, and make the optimizer's variables."""
+    steps = input_pipeline.steps_per_epoch(num_faces, recipe.batch_size)
+    rate: float | keras.optimizers.schedules.LearningRateSchedule = lr
+    if recipe.scheduler == "cosine":
+        rate = keras.optimizers.schedules.CosineDecay(
+            0.0, steps * epochs, warmup_target=lr, warmup_steps=min(steps, 100)
+        )
+    optimizer = keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay)
+    # Biases and the scales of normalisation only lose accuracy by decay.
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    model.compile(
+        optimizer=optimizer,
+        loss=keras.losses.CategoricalCrossentropy(
+            from_logits=True, label_smoothing=recipe.label_smoothing
+        ),
+        metrics=["accuracy", keras.metrics.F1Score(average="macro", name="macro_f1")],
+    )
+    # Saved states are loaded into these variables, so they must be there before training.
+    model.optimizer.build(model.trainable_variables)
+
+
+def _fit(
+    model: keras.Model,
+    phase: str,
+    train: tuple[np.ndarray, np.ndarray],
+    val: tuple[np.ndarray, np.ndarray],
+    recipe: Recipe,
+    epochs: int,
+    run: RunFolder,
+    save_best: SaveBest,
+) -> None:
+    """Run the epochs of a phase that the run does not have yet."""
+    state = run.latest()
+    restored = state if state and state.phase == phase else None
+    first_epoch = 0
+    if restored:
+        first_epoch = restored.epoch + 1
+        model.load_weights(restored.weights)
+        print(f"Going on with phase {phase} at epoch {first_epoch + 1}", flush=True)
+    callbacks = _callbacks(recipe, phase, state, save_best)
+    saver = SaveState(run, phase, epochs, callbacks, restored)
+    log = keras.callbacks.TensorBoard(str(run.path / "tensorboard" / phase), write_graph=False)
+    model.fit(
+        _train_batches(train, recipe, first_epoch),
+        validation_data=input_pipeline.eval_dataset(
+            val[0], recipe.batch_size, val[1], recipe.num_classes
+        ),
+        steps_per_epoch=input_pipeline.steps_per_epoch(len(train[0]), recipe.batch_size),
+        initial_epoch=first_epoch,
+        epochs=epochs,
+        callbacks=[*callbacks.values(), log, saver],
+        shuffle=False,  # The data set shuffles by itself.
+        verbose=_verbosity(),
+    )
+
+
+def _train_batches(
+    train: tuple[np.ndarray, np.ndarray], recipe: Recipe, first_epoch: int
+) -> tf.data.Dataset:
+    options = tf.data.Options()
+    # A mirrored strategy splits each batch; sharding the source would drop faces.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return input_pipeline.train_dataset(
+        *train,
+        num_classes=recipe.num_classes,
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        balance=recipe.balance,
+        first_epoch=first_epoch,
+    ).with_options(options)
+
+
+def _callbacks(
+    recipe: Recipe, phase: str, state: TrainingState | None, save_best: SaveBest
+) -> dict[str, keras.callbacks.Callback]:
+    """Make the callbacks that watch validation macro-F1; the best is that of both phases."""
+    best = BestModel(lambda epoch, logs: save_best(phase, epoch, logs))
+    if state:
+        best.best = state.callbacks["best_model"]["best"]
+    watch = {"monitor": MONITOR, "mode": "max"}
+    callbacks: dict[str, keras.callbacks.Callback] = {
+        "early_stopping": keras.callbacks.EarlyStopping(patience=recipe.patience, **watch),
+        "best_model": best,
+    }
+    if recipe.scheduler == "plateau":
+        plateau = keras.callbacks.ReduceLROnPlateau(
+            factor=0.3, patience=max(1, recipe.patience // 3), min_lr=1e-6, verbose=1, **watch
+        )
+        callbacks = {"plateau": plateau, **callbacks}
+    return callbacks
+
+
+def _verbosity() -> int:
+    """Show a moving bar to a person, and a line an epoch in a log file."""
+    return 1 if sys.stdout.isatty() else 2

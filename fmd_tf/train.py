@@ -1,0 +1,326 @@
+"""Train, evaluate and export a classifier: `python -m fmd_tf.train --data-dir DIR`.
+
+Rerunning the same command goes on where an interrupted run stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from fmd_tf.checkpoints import CheckpointError, RunFolder, write_text
+from fmd_tf.config import IMAGENET, NO_WEIGHTS, ConfigError, TrainConfig, parse_config
+from fmd_tf.devices import make_strategy, precision_policy, select_device
+from fmd_tf.download import DataNotFoundError, find_data
+from fmd_tf.evaluate import predict_probabilities, write_report
+from fmd_tf.export import export_saved_model
+from fmd_tf.face_mask_dataset import load_photos
+from fmd_tf.input_pipeline import Crops, load_crops
+from fmd_tf.metrics import Predictions, format_summary
+from fmd_tf.model import ModelCard, ModelError, build_model, dtype_policy, load_model, save_model
+from fmd_tf.phases import Recipe, train_model
+from fmd_tf.sample_data import write_sample
+from fmd_tf.splits import Split, SplitError, load_split, make_folds, make_split, save_split
+from fmd_tf.voc import AnnotationError, Folder
+
+SAMPLE_DIR = Path("data/sample")
+_USER_ERRORS = (
+    AnnotationError,
+    CheckpointError,
+    ConfigError,
+    DataNotFoundError,
+    ModelError,
+    OSError,
+    SplitError,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the process' exit code."""
+    try:
+        train_and_evaluate(parse_config(argv, prog="python -m fmd_tf.train"))
+    except _USER_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nStopped. The same command goes on at the last saved epoch.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def train_and_evaluate(config: TrainConfig) -> dict:
+    """Train a classifier, score it once on the test faces, and export it.
+
+    Args:
+        config: The run.
+
+    Returns:
+        What `results/metrics/metrics.json` holds.
+
+    Raises:
+        ValueError: A subclass for each kind of unusable input, with a message for the user.
+    """
+    started = time.perf_counter()
+    select_device(config.device)
+    _require_writable(config)
+    config = _resolve_weights(config)
+    crops, folder = _load_data(config)
+    if config.folds:
+        report = _cross_validate(config, crops)
+    else:
+        split = _choose_split(config, crops)
+        run = _train(config, crops, split, config.checkpoint_dir)
+        model, card = load_model(run.best_model)
+        report = _evaluate(config, crops, split, model, run)
+        version_dir = export_saved_model(model, card, config.export_dir)
+        print(f"Best model: {run.best_model}\nSavedModel: {version_dir}")
+    _write_config(config, folder, time.perf_counter() - started)
+    print(f"Results: {config.results_dir / 'metrics'}")
+    print(format_summary(report, config.class_names))
+    return report
+
+
+def _require_writable(config: TrainConfig) -> None:
+    """Fail now, not after an hour, where a folder cannot be written."""
+    for folder in (config.checkpoint_dir, config.results_dir, config.export_dir):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise ConfigError(f"{folder} cannot be written ({error.strerror})") from error
+
+
+def _resolve_weights(config: TrainConfig) -> TrainConfig:
+    """Let the quick start begin from random weights where none can be downloaded."""
+    if not (config.sample and config.weights == IMAGENET):
+        return config
+    try:
+        build_model(config.model_name, config.image_size, 2, IMAGENET)
+    except ModelError:
+        print("No ImageNet weights without internet: this quick start begins from random weights.")
+        return replace(config, weights=NO_WEIGHTS)
+    return config
+
+
+def _load_data(config: TrainConfig) -> tuple[Crops, Folder]:
+    """Read the annotations and cut all faces."""
+    data_dir = write_sample(SAMPLE_DIR) if config.sample else find_data(config.data_dir)
+    photos, folder = load_photos(data_dir, config.class_names, skip_invalid=config.skip_invalid)
+    crops = load_crops(
+        photos, config.image_size, config.padding, config.square, config.min_face_size
+    )
+    counts = Counter(config.class_names[label] for label in crops.labels)
+    print(
+        f"{data_dir}: {len(folder.annotations)} photos ({folder.num_without_faces} without "
+        f"faces), {len(crops)} faces ({folder.num_clipped} clipped to the photo): "
+        + ", ".join(f"{counts[name]} {name}" for name in config.class_names)
+    )
+    if folder.problems:
+        invalid = config.results_dir / "metrics" / "invalid.txt"
+        invalid.parent.mkdir(parents=True, exist_ok=True)
+        write_text(invalid, "\n".join(map(str, folder.problems)) + "\n")
+        print(f"Left out {len(folder.problems)} invalid annotations, listed in {invalid}")
+    return crops, folder
+
+
+def _labels_and_groups(crops: Crops) -> tuple[dict[str, list[int]], dict[str, int]]:
+    """Return the labels of each photo's faces and the group of each photo."""
+    labels = defaultdict(list)
+    for photo, label in zip(crops.photos, crops.labels, strict=True):
+        labels[photo].append(int(label))
+    groups = {photo: int(group) for photo, group in zip(crops.photos, crops.groups, strict=True)}
+    return dict(labels), groups
+
+
+def _choose_split(config: TrainConfig, crops: Crops) -> Split:
+    """Read the split that was asked for, or make it; keep it with the results."""
+    labels, groups = _labels_and_groups(crops)
+    if config.split_file:
+        split = load_split(config.split_file, groups)
+    else:
+        split = make_split(labels, groups, config.val_fraction, config.test_fraction, config.seed)
+    path = config.results_dir / "metrics" / "split.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_split(split, groups, path)
+    return split
+
+
+def _train(config: TrainConfig, crops: Crops, split: Split, checkpoint_dir: Path) -> RunFolder:
+    """Train one model, or go on with it, up to its best checkpoint."""
+    run = RunFolder(checkpoint_dir)
+    run.open(_identity(config, crops, split), config.overwrite)
+    train, val = crops.select(split.train), crops.select(split.val)
+    for name, part in (("train", train), ("validation", val), ("test", crops.select(split.test))):
+        counts = np.bincount(part.labels, minlength=len(config.class_names))
+        print(f"{name}: {len(part)} faces, by class {counts.tolist()}")
+    keras.utils.set_random_seed(config.seed)
+    policy = precision_policy(config.mixed_precision)
+    print(f"Training {config.model_name} at {config.image_size} px, {policy}", flush=True)
+    with make_strategy(config.strategy).scope():
+        model = _build(config)
+        _require_space(model, checkpoint_dir)
+        with dtype_policy(policy):
+            trained = model if policy == "float32" else _build(config)
+            trained.set_weights(model.get_weights())
+            save_best = _saver(config, model, trained, run)
+            train_model(trained, train, val, _recipe(config), run, save_best)
+    return run
+
+
+def _build(config: TrainConfig) -> keras.Model:
+    return build_model(
+        config.model_name,
+        config.image_size,
+        len(config.class_names),
+        config.weights,
+        config.dropout,
+    )
+
+
+def _saver(
+    config: TrainConfig, model: keras.Model, trained: keras.Model, run: RunFolder
+) -> Callable[[str, int, Mapping[str, float]], None]:
+    """Return the function that keeps the best weights, in float32 whatever trained them."""
+
+    def save_best(phase: str, epoch: int, logs: Mapping[str, float]) -> None:
+        if trained is not model:
+            model.set_weights(trained.get_weights())
+        figures = {name: float(value) for name, value in logs.items()}
+        card = ModelCard(
+            class_names=config.class_names,
+            image_size=config.image_size,
+            padding=config.padding,
+            square=config.square,
+            model_name=config.model_name,
+            training={"phase": phase, "epoch": epoch, "seed": config.seed, **figures},
+        )
+        save_model(model, card, run.best_model)
+
+    return save_best
+
+
+def _recipe(config: TrainConfig) -> Recipe:
+    """Return the training settings; a head on random features would learn nothing."""
+    values = {
+        name: getattr(config, name)
+        for name in Recipe.__dataclass_fields__
+        if name in asdict(config)
+    }
+    head_epochs = 0 if config.weights == NO_WEIGHTS else config.head_epochs
+    return Recipe(**{**values, "num_classes": len(config.class_names), "head_epochs": head_epochs})
+
+
+def _identity(config: TrainConfig, crops: Crops, split: Split) -> dict:
+    """Return what must stay the same for a run to go on: settings, faces and split."""
+    settings = asdict(config)
+    for name in ("checkpoint_dir", "results_dir", "export_dir", "overwrite", "device"):
+        del settings[name]
+    digest = hashlib.sha256(crops.images.tobytes())
+    digest.update(crops.labels.tobytes())
+    digest.update(json.dumps(asdict(split)).encode())
+    return {**settings, "data": digest.hexdigest()[:16]}
+
+
+def _require_space(model: keras.Model, folder: Path) -> None:
+    """Two states (weights and two moments), the best model and its export must fit."""
+    needed = 4 * model.count_params() * (2 * 3 + 2 * 2)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise CheckpointError(
+            f"{folder} has {free / 1e6:.0f} MB free and the run needs {needed / 1e6:.0f} MB; "
+            "make room or choose another --checkpoint-dir"
+        )
+
+
+def _predict(config: TrainConfig, model: keras.Model, crops: Crops) -> Predictions:
+    probabilities = predict_probabilities(model, crops.images, config.batch_size)
+    return Predictions.from_crops(crops, probabilities)
+
+
+def _evaluate(
+    config: TrainConfig, crops: Crops, split: Split, model: keras.Model, run: RunFolder
+) -> dict:
+    """Score the chosen model once: on the test faces, or on validation where there are none."""
+    part = "test" if split.test else "val"
+    faces = crops.select(getattr(split, part))
+    if part == "val":
+        print("No test part: the figures below are of the validation faces, and flattering.")
+    state = run.latest()
+    return write_report(
+        config.results_dir,
+        _predict(config, model, faces),
+        config.class_names,
+        crops_images=faces.images,
+        model=model,
+        history=state.history if state else None,
+    )
+
+
+def _cross_validate(config: TrainConfig, crops: Crops) -> dict:
+    """Train a model a fold and report on the pooled predictions of faces it did not see."""
+    labels, groups = _labels_and_groups(crops)
+    folds = make_folds(labels, groups, config.folds, config.val_fraction, config.seed)
+    pooled, order = [], []
+    for index, split in enumerate(folds):
+        print(f"Fold {index + 1} of {len(folds)}", flush=True)
+        run = _train(config, crops, split, config.checkpoint_dir / f"fold-{index}")
+        test = crops.select(split.test)
+        pooled.append(_predict(config, load_model(run.best_model)[0], test))
+        order.append(test.images)
+        path = config.results_dir / "metrics" / f"split-fold-{index}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_split(split, groups, path)
+        keras.backend.clear_session()
+    return write_report(
+        config.results_dir,
+        Predictions.concatenate(pooled),
+        config.class_names,
+        crops_images=np.concatenate(order),
+    )
+
+
+def _write_config(config: TrainConfig, folder: Folder, seconds: float) -> None:
+    """Keep the settings with what else a reader needs to repeat the run."""
+    packages = ("tensorflow", "keras", "tensorflow-datasets", "numpy", "scikit-learn")
+    record = {
+        "settings": asdict(config),
+        "data_dir": folder.data_dir,
+        "versions": {
+            "python": sys.version.split()[0],
+            **{name: version(name) for name in packages},
+        },
+        "commit": _commit(),
+        "seconds": round(seconds, 1),
+    }
+    path = config.results_dir / "metrics" / "config.json"
+    write_text(path, json.dumps(record, indent=2, default=str))
+
+
+def _commit() -> str | None:
+    """Return the commit of the source tree, None where it is not a git checkout."""
+    try:
+        command = ["git", "describe", "--always", "--dirty"]
+        here = Path(__file__).parent
+        return (
+            subprocess.run(command, cwd=here, capture_output=True, text=True).stdout.strip() or None
+        )
+    except OSError:
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
