@@ -1,0 +1,32 @@
+"""Geometry of pixel boxes.
+
+A box is (xmin, ymin, xmax, ymax) in pixels; the origin is the photo's top left corner, the
+first pixel is 0, and the right and lower borders are exclusive: width is `xmax - xmin`.
+"""
+
+from __future__ import annotations
+
+Box = tuple[int, int, int, int]
+
+
+def clip(box: Box, width: int, height: int) -> Box:
+    """Return the part of a box that lies in the photo; of no size where none does.
+
+    Args:
+        box: Pixels.
+        width: Width of the photo in pixels.
+        height: Height of the photo in pixels.
+    """
+    xmin, ymin, xmax, ymax = box
+    return (
+        min(max(xmin, 0), width),
+        min(max(ymin, 0), height),
+        min(max(xmax, 0), width),
+        min(max(ymax, 0), height),
+    )
+
+
+def is_empty(box: Box) -> bool:
+    """Tell whether a box has no area, or is inverted."""
+    xmin, ymin, xmax, ymax = box
+    return xmax <= xmin or ymax <= ymin

@@ -1,0 +1,278 @@
+"""Groups of photos that belong together, and splits that keep them together.
+
+A face in the test part proves nothing if the same photo, a copy of it, or another shot of the
+same series is in the training part. So photos are joined to groups first, and whole groups are
+dealt out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import imagehash
+import numpy as np
+from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from fmd_tf.voc import Annotation
+
+HASH_SIZE = 16
+MAX_DISTANCE = 50
+"""Photos whose 256-bit difference hashes differ in at most so many bits are one scene.
+
+Measured on the Kaggle data: copies differ in 0 to 5 bits, consecutive shots in 27 to 48, and
+hardly any other pair in under 60. A pair joined by mistake costs nothing but a larger group.
+"""
+
+SERIES_SIZES = ((301, 400),)
+"""Photo sizes (width, height) that are one series each.
+
+In the Kaggle data all 184 photos of this size are from one series of selfies of two people.
+"""
+
+_NUM_CANDIDATES = 1000
+_FORMAT_VERSION = 1
+
+
+class SplitError(ValueError):
+    """Photos cannot be split as asked for."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """File names of the photos of each part; no group is in two parts."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...]
+
+
+def group_photos(
+    annotations: Sequence[Annotation],
+    max_distance: int = MAX_DISTANCE,
+    series_sizes: Collection[tuple[int, int]] = SERIES_SIZES,
+) -> dict[str, int]:
+    """Join near-duplicate photos, consecutive shots and series to groups.
+
+    Near-duplicates are found by the difference hash, as in `imagehash.dhash` (N. Krawetz,
+    "Kind of Like That", 2013), joined transitively.
+
+    Args:
+        annotations: The photos.
+        max_distance: Number of differing bits, of 256, up to which two photos are one scene.
+        series_sizes: Sizes (width, height) whose photos are one series each.
+
+    Returns:
+        Group number by photo file name; the numbers follow the order of the annotations.
+    """
+    with ThreadPoolExecutor() as pool:
+        hashes = np.array(list(pool.map(_difference_hash, annotations)), dtype=np.float32)
+    first, second = _close_pairs(hashes, max_distance)
+    for size in series_sizes:
+        series = [i for i, each in enumerate(annotations) if (each.width, each.height) == size]
+        first += series[:-1]
+        second += series[1:]
+    links = coo_array((np.ones(len(first)), (first, second)), shape=[len(annotations)] * 2)
+    _, groups = connected_components(links, directed=False)
+    names = [annotation.photo.name for annotation in annotations]
+    return {name: int(group) for name, group in zip(names, groups, strict=True)}
+
+
+def _difference_hash(annotation: Annotation) -> np.ndarray:
+    """Return the 256 bits that tell where brightness rises from left to right."""
+    with Image.open(annotation.photo) as image:
+        return imagehash.dhash(image.convert("RGB"), HASH_SIZE).hash.ravel()
+
+
+def _close_pairs(hashes: np.ndarray, max_distance: int) -> tuple[list[int], list[int]]:
+    """Return the index pairs of near-duplicates, comparing blocks to bound the memory."""
+    first, second = list[int](), list[int]()
+    for start in range(0, len(hashes), 1024):
+        block = hashes[start : start + 1024]
+        distances = block @ (1 - hashes).T + (1 - block) @ hashes.T
+        rows, columns = np.nonzero(distances <= max_distance)
+        first += (rows + start).tolist()
+        second += columns.tolist()
+    return first, second
+
+
+def make_split(
+    labels_by_photo: Mapping[str, Sequence[int]],
+    groups: Mapping[str, int],
+    val_fraction: float = 0.15,
+    test_fraction: float = 0.15,
+    seed: int = 0,
+) -> Split:
+    """Split photos into train, validation and test, group by group, classes in proportion.
+
+    Args:
+        labels_by_photo: Labels of each photo's faces.
+        groups: Group of each photo.
+        val_fraction: Part of the faces for validation; 0 for none.
+        test_fraction: Part of the faces for the test; 0 for none.
+        seed: Seed; the order of the mappings does not matter.
+
+    Returns:
+        The split.
+
+    Raises:
+        SplitError: There are fewer groups than parts.
+    """
+    fractions = [1 - val_fraction - test_fraction, val_fraction, test_fraction]
+    parts = _deal(labels_by_photo, groups, fractions, seed)
+    return Split(train=parts[0], val=parts[1], test=parts[2])
+
+
+def make_folds(
+    labels_by_photo: Mapping[str, Sequence[int]],
+    groups: Mapping[str, int],
+    num_folds: int,
+    val_fraction: float = 0.15,
+    seed: int = 0,
+) -> tuple[Split, ...]:
+    """Split photos so that each is in the test part of exactly one fold.
+
+    Args:
+        labels_by_photo: Labels of each photo's faces.
+        groups: Group of each photo.
+        num_folds: Number of folds, at least 2.
+        val_fraction: Part of all faces that each fold takes for validation from what is not
+            its test part.
+        seed: Seed; the order of the mappings does not matter.
+
+    Returns:
+        One split a fold.
+
+    Raises:
+        SplitError: There are too few groups.
+    """
+    tests = _deal(labels_by_photo, groups, [1 / num_folds] * num_folds, seed)
+    rest_fraction = val_fraction * num_folds / (num_folds - 1)
+    folds = []
+    for test in tests:
+        rest = {name: labels_by_photo[name] for name in labels_by_photo.keys() - set(test)}
+        train, val = _deal(rest, groups, [1 - rest_fraction, rest_fraction], seed)
+        folds.append(Split(train=train, val=val, test=test))
+    return tuple(folds)
+
+
+def _deal(
+    labels_by_photo: Mapping[str, Sequence[int]],
+    groups: Mapping[str, int],
+    fractions: Sequence[float],
+    seed: int,
+) -> list[tuple[str, ...]]:
+    """Deal whole groups to parts; of many random deals take the most balanced one."""
+    photos = sorted(labels_by_photo)
+    _, rows = np.unique([groups[photo] for photo in photos], return_inverse=True)
+    num_classes = 1 + max((max(each, default=0) for each in labels_by_photo.values()), default=0)
+    counts = np.zeros((rows.max(initial=-1) + 1, num_classes))
+    for row, photo in zip(rows, photos, strict=True):
+        counts[row] += np.bincount(labels_by_photo[photo], minlength=num_classes)
+    num_parts = sum(fraction > 0 for fraction in fractions)
+    if len(counts) < num_parts:
+        raise SplitError(
+            f"expected at least {num_parts} groups of photos for {num_parts} parts, got "
+            f"{len(counts)} ({len(photos)} photos; near-duplicates are one group): add photos, "
+            "or ask for fewer parts with --test-fraction 0"
+        )
+    part_of = _best_deal(counts, np.array(fractions), np.random.default_rng(seed))
+    return [
+        tuple(photo for photo, row in zip(photos, rows, strict=True) if part_of[row] == part)
+        for part in range(len(fractions))
+    ]
+
+
+def _best_deal(
+    counts: np.ndarray, fractions: np.ndarray, generator: np.random.Generator
+) -> np.ndarray:
+    """Return the part of each group, from the deal whose worst class share is best."""
+    best, best_error = np.zeros(len(counts), int), np.inf
+    used = np.flatnonzero(fractions > 0)
+    borders = np.cumsum(fractions[used])[:-1] * counts.sum()
+    target = fractions[used, None] * np.maximum(counts.sum(axis=0), 1)
+    for _ in range(_NUM_CANDIDATES):
+        order = generator.permutation(len(counts))
+        # A group goes to the part in which its middle face falls.
+        middles = np.cumsum(counts[order].sum(axis=1)) - counts[order].sum(axis=1) / 2
+        parts = np.searchsorted(borders, middles)
+        got = np.stack([counts[order][parts == part].sum(axis=0) for part in range(len(used))])
+        empty = len(np.unique(parts)) < len(used)
+        error = np.abs(got / target - 1).max() + (np.inf if empty else 0)
+        if error < best_error:
+            best_error = error
+            best[order] = used[parts]
+    if np.isinf(best_error):  # A few groups of very different sizes: one each, then the rest.
+        order = np.argsort(counts.sum(axis=1), kind="stable")
+        best[order] = used[np.minimum(np.arange(len(counts)), len(used) - 1)[::-1]]
+    return best
+
+
+def save_split(split: Split, groups: Mapping[str, int], path: Path) -> None:
+    """Write a split as JSON, beside and renamed.
+
+    Args:
+        split: The split.
+        groups: Group of each photo, kept for the reader.
+        path: File to write.
+    """
+    parts = {part.name: list(getattr(split, part.name)) for part in fields(Split)}
+    record = {"format_version": _FORMAT_VERSION, **parts, "groups": dict(groups)}
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    partial.replace(path)
+
+
+def load_split(path: Path | str, groups: Mapping[str, int]) -> Split:
+    """Read a split back and check it against the photos at hand.
+
+    Args:
+        path: A file that `save_split` wrote, or JSON with lists "train", "val" and "test".
+        groups: Group of each photo of the data set.
+
+    Returns:
+        The split.
+
+    Raises:
+        SplitError: The file is not such a file, names a photo that is not there or twice, or
+            puts photos of one group into two parts.
+    """
+    path = Path(path)
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        split = Split(**{part.name: tuple(record[part.name]) for part in fields(Split)})
+    except FileNotFoundError:
+        raise SplitError(f"no split file {path}; a run writes results/metrics/split.json") from None
+    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise SplitError(
+            f'{path}: expected JSON with lists of photo names "train", "val" and "test", got '
+            f"{type(error).__name__}: {error}"
+        ) from error
+    _check(split, groups, path)
+    return split
+
+
+def _check(split: Split, groups: Mapping[str, int], path: Path) -> None:
+    """Raise where a split does not fit the data or leaks."""
+    named = Counter(photo for part in fields(Split) for photo in getattr(split, part.name))
+    unknown = [photo for photo in named if photo not in groups]
+    if unknown:
+        raise SplitError(f"{path} names {len(unknown)} photos not in the data: {unknown[:3]}")
+    double = [photo for photo, count in named.items() if count > 1]
+    if double:
+        raise SplitError(f"{path} names {len(double)} photos twice: {double[:3]}")
+    part_of_group: dict[int, tuple[str, str]] = {}
+    for part in fields(Split):
+        for photo in getattr(split, part.name):
+            other_part, other = part_of_group.setdefault(groups[photo], (part.name, photo))
+            if other_part != part.name:
+                raise SplitError(
+                    f"{path} leaks: {other} ({other_part}) and {photo} ({part.name}) belong "
+                    "together (near-duplicates, or one series); put both into one part"
+                )
