@@ -110,8 +110,8 @@ def _background(generator: np.random.Generator) -> Image.Image:
     for _ in range(generator.integers(4, 12)):
         x, y = generator.integers(0, _WIDTH), generator.integers(0, _HEIGHT)
         w, h = generator.integers(10, 120, 2)
-        gray = generator.integers(30, 200)
-        color = tuple(int(gray + tint) for tint in generator.integers(-30, 31, 3))
+        shade = int(generator.integers(30, 200))
+        color = tuple(shade + int(tint) for tint in generator.integers(-30, 31, 3))
         shape = draw.rectangle if generator.random() < 0.6 else draw.ellipse
         shape((int(x), int(y), int(x + w), int(y + h)), fill=color)
     return image.filter(ImageFilter.GaussianBlur(generator.uniform(2.0, 6.0)))

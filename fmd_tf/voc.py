@@ -200,10 +200,12 @@ def _hint(readers: Sequence[_Reader], class_names: Sequence[str]) -> str:
     """Say what to do: about unknown classes above all, since own data has its own names."""
     found = sum((reader.names for reader in readers), Counter[str]())
     hint = "Mend these files, or leave them out with --skip-invalid."
-    if set(found) - set(class_names):
-        names = ", ".join(f"{name} ({count})" for name, count in found.most_common(20))
-        flag = " ".join(name for name, _ in found.most_common(20))
-        hint += f" Classes in the data: {names}. To train on these: --class-names {flag}"
+    unknown = [name for name, _ in found.most_common(20) if name not in class_names]
+    if unknown:
+        names = [name for name in class_names if name in found] + unknown
+        counts = ", ".join(f"{name} ({found[name]})" for name in names)
+        hint += f" Classes in the data: {counts}. To train on these: --class-names"
+        hint = " ".join([hint, *names])
     return hint
 
 

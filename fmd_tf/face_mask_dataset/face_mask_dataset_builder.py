@@ -11,11 +11,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from absl import logging
+from PIL import Image
 
 from fmd_tf import CLASS_NAMES
 from fmd_tf.splits import MAX_DISTANCE, SERIES_SIZES, group_photos
@@ -32,7 +36,7 @@ class FaceMaskConfig(tfds.core.BuilderConfig):
         folder: Its valid annotations; None for the folder in TFDS' manual directory.
     """
 
-    folder: Folder | None = None
+    folder: Folder | None = field(default=None, repr=False)
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
@@ -83,7 +87,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             yield (
                 index,
                 {
-                    "image": str(annotation.photo),
+                    "image": _photo(annotation.photo),
                     "image/filename": name,
                     "group": groups[name],
                     "faces": [
@@ -91,6 +95,14 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                     ],
                 },
             )
+
+
+def _photo(path: Path) -> str | np.ndarray:
+    """Keep files as they are, but WebP: TFDS decodes it as an animation."""
+    if path.suffix.lower() != ".webp":
+        return str(path)
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def load_photos(
@@ -119,12 +131,24 @@ def load_photos(
     """
     folder = read_folder(data_dir, class_names, skip_invalid)
     config = FaceMaskConfig(name=f"voc_{_fingerprint(folder)}", folder=folder)
-    builder = Builder(config=config, data_dir=tfds_dir)
+    with _silent_logging():
+        builder = Builder(config=config, data_dir=tfds_dir)
     builder.download_and_prepare(
         download_config=tfds.download.DownloadConfig(try_download_gcs=False)
     )
     read_config = tfds.ReadConfig(try_autocache=False, interleave_cycle_length=1)
     return builder.as_dataset(split="all", shuffle_files=False, read_config=read_config), folder
+
+
+@contextmanager
+def _silent_logging() -> Iterator[None]:
+    """Silence TFDS, which warns of every configuration that is not in its catalogue."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _fingerprint(folder: Folder) -> str:

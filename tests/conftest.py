@@ -1,0 +1,68 @@
+"""Shared test data: a drawn data set, small VOC folders, and the real data where it is."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fmd_tf.sample_data import write_sample
+
+
+@pytest.fixture(scope="session")
+def sample_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_sample(tmp_path_factory.mktemp("sample") / "voc", num_photos=24, seed=1)
+
+
+@pytest.fixture(scope="session")
+def real_dir() -> Path:
+    folder = os.environ.get("FMD_DATA_DIR")
+    if not folder:
+        pytest.skip("FMD_DATA_DIR names no folder with the real data")
+    return Path(folder)
+
+
+def voc_xml(
+    filename: str,
+    size: tuple[int, int] = (40, 30),
+    faces: Sequence[tuple[str, Sequence[object]]] = (),
+) -> str:
+    """Return a VOC annotation; a face is (class name, (xmin, ymin, xmax, ymax))."""
+    objects = "".join(
+        f"\n<object><name>{name}</name><bndbox><xmin>{box[0]}</xmin><ymin>{box[1]}</ymin>"
+        f"<xmax>{box[2]}</xmax><ymax>{box[3]}</ymax></bndbox></object>"
+        for name, box in faces
+    )
+    return (
+        f"<annotation><filename>{filename}</filename><size><width>{size[0]}</width>"
+        f"<height>{size[1]}</height><depth>3</depth></size>{objects}</annotation>"
+    )
+
+
+@pytest.fixture
+def voc_dir(tmp_path: Path) -> Path:
+    """A folder with one valid photo of 40 x 30 pixels and one face in it."""
+    data_dir = tmp_path / "voc"
+    for name in ("images", "annotations"):
+        (data_dir / name).mkdir(parents=True)
+    add_photo(data_dir, "good", faces=[("with_mask", (2, 3, 12, 13))])
+    return data_dir
+
+
+def add_photo(
+    data_dir: Path,
+    stem: str,
+    faces: Sequence[tuple[str, Sequence[object]]] = (),
+    size: tuple[int, int] = (40, 30),
+) -> None:
+    """Add a photo of noise (its own for each name) and its annotation."""
+    generator = np.random.default_rng(list(stem.encode()))
+    small = generator.integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    Image.fromarray(small).resize(size).save(data_dir / "images" / f"{stem}.png")
+    xml = voc_xml(f"{stem}.png", size, faces)
+    (data_dir / "annotations" / f"{stem}.xml").write_text(xml)

@@ -1,0 +1,15 @@
+from fmd_tf import boxes
+
+
+def test_clip_keeps_the_part_inside_the_photo():
+    assert boxes.clip((-3, 5, 45, 20), width=40, height=30) == (0, 5, 40, 20)
+
+
+def test_clip_of_a_box_outside_is_empty():
+    assert boxes.is_empty(boxes.clip((50, 5, 60, 9), width=40, height=30))
+
+
+def test_inverted_and_flat_boxes_are_empty():
+    assert boxes.is_empty((5, 5, 5, 9))
+    assert boxes.is_empty((9, 5, 5, 9))
+    assert not boxes.is_empty((4, 5, 5, 6))

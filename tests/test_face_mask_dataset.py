@@ -1,0 +1,84 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from fmd_tf.face_mask_dataset import Builder, load_photos
+from fmd_tf.voc import AnnotationError
+from tests.conftest import add_photo
+
+
+class FaceMaskDatasetTest(tfds.testing.DatasetBuilderTestCase):
+    """TFDS' own tests of a builder, on the drawn photos in `dummy_data`."""
+
+    DATASET_CLASS = Builder
+    SPLITS = {"train": 3}
+    EXAMPLE_DIR = Path(__file__).parent.parent / "fmd_tf/face_mask_dataset/dummy_data"
+    SKIP_CHECKSUMS = True
+
+
+def test_examples_carry_photo_name_boxes_labels_and_group(voc_dir: Path, tmp_path: Path):
+    add_photo(voc_dir, "nobody")
+    photos, folder = load_photos(voc_dir, tfds_dir=tmp_path / "tfds")
+    examples = list(photos.as_numpy_iterator())
+    assert [example["image/filename"] for example in examples] == [b"good.png", b"nobody.png"]
+    assert examples[0]["faces"]["bbox"].tolist() == [[2, 3, 12, 13]]
+    assert examples[0]["faces"]["label"].tolist() == [0]
+    assert examples[1]["faces"]["bbox"].shape == (0, 4)
+    assert examples[0]["group"] != examples[1]["group"]
+    with Image.open(folder.annotations[0].photo) as photo:
+        np.testing.assert_array_equal(examples[0]["image"], np.asarray(photo))
+
+
+def test_a_changed_folder_is_prepared_anew(voc_dir: Path, tmp_path: Path):
+    load_photos(voc_dir, tfds_dir=tmp_path / "tfds")
+    add_photo(voc_dir, "more")
+    photos, _ = load_photos(voc_dir, tfds_dir=tmp_path / "tfds")
+    assert len(list(photos)) == 2
+
+
+def test_tfds_load_reads_the_prepared_copy(voc_dir: Path, tmp_path: Path):
+    load_photos(voc_dir, tfds_dir=tmp_path / "tfds")
+    (prepared,) = (tmp_path / "tfds" / "face_mask_dataset").glob("voc_*/1.0.0")
+    assert len(list(tfds.builder_from_directory(prepared).as_dataset(split="train"))) == 1
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "webp", "bmp"])
+def test_all_photo_formats_decode_to_rgb(voc_dir: Path, tmp_path: Path, suffix: str):
+    """A uniform colour survives lossy formats nearly unchanged."""
+    add_photo(voc_dir, "other")
+    annotation = voc_dir / "annotations" / "other.xml"
+    annotation.write_text(annotation.read_text().replace("other.png", f"other.{suffix}"))
+    (voc_dir / "images" / "other.png").unlink()
+    Image.new("RGB", (40, 30), (200, 100, 50)).save(voc_dir / "images" / f"other.{suffix}")
+    photos, _ = load_photos(voc_dir, tfds_dir=tmp_path / "tfds")
+    image = list(photos.as_numpy_iterator())[1]["image"]
+    assert np.abs(image.astype(int) - (200, 100, 50)).max() <= 4
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "I;16", "CMYK"])
+def test_other_colour_modes_become_rgb_or_a_problem(voc_dir: Path, tmp_path: Path, mode: str):
+    suffix = "jpg" if mode == "CMYK" else "png"
+    gray = Image.new("L", (40, 30), 120)
+    if mode == "I;16":
+        photo = Image.fromarray(np.full((30, 40), 120 * 257, np.uint16))
+    else:
+        photo = gray.quantize(2) if mode == "P" else gray.convert("RGB").convert(mode)
+    add_photo(voc_dir, "other")
+    annotation = voc_dir / "annotations" / "other.xml"
+    annotation.write_text(annotation.read_text().replace("other.png", f"other.{suffix}"))
+    (voc_dir / "images" / "other.png").unlink()
+    photo.save(voc_dir / "images" / f"other.{suffix}")
+    photos, _ = load_photos(voc_dir, tfds_dir=tmp_path / "tfds")
+    image = list(photos.as_numpy_iterator())[1]["image"]
+    assert image.shape == (30, 40, 3)
+    assert np.abs(image.astype(int) - 120).max() <= 4
+
+
+def test_bad_data_is_not_prepared(voc_dir: Path, tmp_path: Path):
+    (voc_dir / "images" / "good.png").unlink()
+    with pytest.raises(AnnotationError):
+        load_photos(voc_dir, tfds_dir=tmp_path / "tfds")
+    assert not (tmp_path / "tfds").exists()

@@ -1,0 +1,159 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+
+from fmd_tf import CLASS_NAMES
+from fmd_tf.splits import SplitError, group_photos, load_split, make_folds, make_split, save_split
+from fmd_tf.voc import read_folder
+from tests.conftest import add_photo
+
+KNOWN_PAIRS = """
+13-737 146-219 410-428 451-61 514-680 653-775 656-690 435-554 665-704 156-545 662-839 354-74
+327-699 287-478 485-87 293-466 157-411 248-68 438-67
+"""
+
+
+def _random_data(seed: int) -> tuple[dict[str, list[int]], dict[str, int]]:
+    """Photos of one to eight faces, three classes of which one is rare, in groups."""
+    generator = np.random.default_rng(seed)
+    labels = {
+        f"{i}.png": generator.choice(3, generator.integers(1, 9), p=[0.8, 0.17, 0.03]).tolist()
+        for i in range(200)
+    }
+    return labels, {photo: int(generator.integers(0, 120)) for photo in labels}
+
+
+def _assert_no_group_in_two_parts(split, groups):
+    parts = [{groups[photo] for photo in part} for part in (split.train, split.val, split.test)]
+    for i in range(3):
+        for j in range(i):
+            assert not parts[i] & parts[j]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_no_group_is_in_two_parts_and_no_photo_is_lost(seed: int):
+    labels, groups = _random_data(seed)
+    split = make_split(labels, groups, seed=seed)
+    _assert_no_group_in_two_parts(split, groups)
+    assert sorted([*split.train, *split.val, *split.test]) == sorted(labels)
+
+
+def test_classes_are_in_proportion():
+    labels, groups = _random_data(0)
+    split = make_split(labels, groups, 0.2, 0.2, seed=3)
+    counts = np.bincount(np.concatenate(list(labels.values())))
+    for part in (split.val, split.test):
+        got = np.bincount(np.concatenate([labels[photo] for photo in part]), minlength=3)
+        assert np.all(np.abs(got / (0.2 * counts) - 1) < 0.25)
+
+
+def test_split_depends_on_the_seed_alone():
+    labels, groups = _random_data(0)
+    backwards = dict(reversed(labels.items()))
+    assert make_split(labels, groups, seed=5) == make_split(backwards, groups, seed=5)
+    assert make_split(labels, groups, seed=5) != make_split(labels, groups, seed=6)
+
+
+def test_no_test_part():
+    labels, groups = _random_data(0)
+    assert make_split(labels, groups, test_fraction=0).test == ()
+
+
+def test_every_photo_is_tested_in_one_fold():
+    labels, groups = _random_data(1)
+    folds = make_folds(labels, groups, 5, seed=2)
+    assert sorted(photo for fold in folds for photo in fold.test) == sorted(labels)
+    for fold in folds:
+        _assert_no_group_in_two_parts(fold, groups)
+        assert len(fold.train) + len(fold.val) + len(fold.test) == len(labels)
+
+
+def test_a_few_groups_of_very_different_size_still_fill_all_parts():
+    labels = {"a": [0], "b": [1] * 50, "c": [0]}
+    split = make_split(labels, {"a": 0, "b": 1, "c": 2})
+    assert split.train == ("b",)
+    assert len(split.val) == len(split.test) == 1
+
+
+def test_too_few_groups():
+    with pytest.raises(SplitError, match="at least 3 groups of photos for 3 parts, got 2"):
+        make_split({"a": [0], "b": [1], "c": [0]}, {"a": 0, "b": 1, "c": 1})
+
+
+def test_split_file(tmp_path: Path):
+    labels, groups = _random_data(0)
+    split = make_split(labels, groups)
+    save_split(split, groups, tmp_path / "split.json")
+    assert load_split(tmp_path / "split.json", groups) == split
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("nonsense", "expected JSON with lists"),
+        ('{"train": ["a"], "val": []}', "KeyError: 'test'"),
+        ('{"train": ["x"], "val": [], "test": []}', "names 1 photos not in the data"),
+        ('{"train": ["a", "a"], "val": [], "test": []}', "names 1 photos twice"),
+        ('{"train": ["a"], "val": ["b"], "test": []}', r"leaks: a \(train\) and b \(val\)"),
+    ],
+)
+def test_bad_split_files(tmp_path: Path, text: str, expected: str):
+    (tmp_path / "split.json").write_text(text)
+    with pytest.raises(SplitError, match=expected):
+        load_split(tmp_path / "split.json", {"a": 0, "b": 0})
+
+
+def test_missing_split_file(tmp_path: Path):
+    with pytest.raises(SplitError, match="no split file"):
+        load_split(tmp_path / "none.json", {})
+
+
+def test_copies_are_one_group_and_others_are_not(voc_dir: Path):
+    for stem in ("first", "second"):
+        add_photo(voc_dir, stem)
+    with Image.open(voc_dir / "images" / "first.png") as photo:
+        copy = ImageEnhance.Brightness(photo).enhance(0.9).resize((36, 27))
+    add_photo(voc_dir, "copy", size=(36, 27))
+    copy.save(voc_dir / "images" / "copy.png")
+    groups = group_photos(read_folder(voc_dir).annotations)
+    assert groups["first.png"] == groups["copy.png"]
+    assert len(set(groups.values())) == 3  # good, first with its copy, second
+
+
+def test_a_series_is_one_group(voc_dir: Path):
+    add_photo(voc_dir, "other")
+    groups = group_photos(read_folder(voc_dir).annotations, series_sizes=[(40, 30)])
+    assert len(set(groups.values())) == 1
+
+
+def test_real_duplicates_land_together(real_dir: Path):
+    annotations = read_folder(real_dir).annotations
+    groups = group_photos(annotations)
+    present = 0
+    for pair in KNOWN_PAIRS.split():
+        first, second = (f"maksssksksss{number}.png" for number in pair.split("-"))
+        if first in groups and second in groups:
+            present += 1
+            assert groups[first] == groups[second], pair
+    assert present >= 10
+    # The series is the one large group: the hash must not chain strangers together.
+    sizes = np.bincount(list(groups.values()))
+    assert np.sort(sizes)[-2] <= 4
+    labels = {a.photo.name: [CLASS_NAMES.index(f.label) for f in a.faces] for a in annotations}
+    for seed in range(3):
+        _assert_no_group_in_two_parts(make_split(labels, groups, seed=seed), groups)
+
+
+def test_split_file_is_plain_json(tmp_path: Path):
+    labels, groups = _random_data(0)
+    save_split(make_split(labels, groups), groups, tmp_path / "split.json")
+    assert set(json.loads((tmp_path / "split.json").read_text())) == {
+        "format_version",
+        "train",
+        "val",
+        "test",
+        "groups",
+    }
