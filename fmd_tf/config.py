@@ -54,7 +54,9 @@ class TrainConfig:
     epochs: int = _setting(15, "epochs of fine-tuning at the most")
     head_epochs: int = _setting(10, "epochs of the head on frozen features at the most")
     batch_size: int = _setting(32, "faces a step")
-    lr: float = _setting(1e-4, "learning rate of fine-tuning")
+    lr: float | None = _setting(
+        None, "learning rate of fine-tuning; default: 2e-4, or 1e-3 from random weights"
+    )
     head_lr: float = _setting(1e-3, "learning rate of the head phase")
     weight_decay: float = _setting(1e-2, "decoupled weight decay of AdamW")
     label_smoothing: float = _setting(0.1, "part of a label shared among all classes")
@@ -79,7 +81,8 @@ class TrainConfig:
         for name in ("min_face_size", "head_epochs", "weight_decay", "padding", "seed"):
             self._require(name, getattr(self, name) >= 0, "at least 0")
         for name in ("lr", "head_lr"):
-            self._require(name, getattr(self, name) > 0, "more than 0")
+            value = getattr(self, name)
+            self._require(name, value is None or value > 0, "more than 0")
         for name in ("test_fraction", "label_smoothing", "dropout"):
             self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and less than 1")
         self._require("balance", 0 <= self.balance <= 1, "0 to 1")
@@ -152,7 +155,8 @@ def _add_flag(parser: argparse.ArgumentParser, setting: Field, hint: Any) -> Non
     elif hint == tuple[str, ...]:
         options |= {"nargs": "+", "action": _TupleAction, "metavar": "NAME"}
     else:
-        options["type"] = Path if hint in (Path, Path | None) else hint
+        optional = {Path | None: Path, float | None: float}
+        options["type"] = optional.get(hint, hint)
         options["choices"] = setting.metadata["choices"]
     parser.add_argument(_flag(setting.name), **options)
 

@@ -115,6 +115,8 @@ def build_model(
             f"expected an image size of at least {backbone.min_size}, got {image_size}"
         )
     features = _load_backbone(backbone, model_name, image_size, weights)
+    if weights == "none":
+        _speed_up_batch_norm(features)
     image = keras.Input((image_size, image_size, 3), name="image", dtype="float32")
     mode = {} if weights == "none" else {"training": False}
     x = features(backbone.preprocess(image), **mode)
@@ -154,6 +156,13 @@ def _load_backbone(
     except Exception as error:
         raise ModelError(_weights_message(model_name, weights, error)) from error
     return model
+
+
+def _speed_up_batch_norm(backbone: keras.Model) -> None:
+    """Let moving statistics follow within a few hundred steps: data sets here are small."""
+    for layer in backbone.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.9
 
 
 def _existing(path: Path) -> Path:

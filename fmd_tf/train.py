@@ -215,13 +215,20 @@ def _saver(
 
 def _recipe(config: TrainConfig) -> Recipe:
     """Return the training settings; a head on random features would learn nothing."""
-    values = {
-        name: getattr(config, name)
-        for name in Recipe.__dataclass_fields__
-        if name in asdict(config)
-    }
-    head_epochs = 0 if config.weights == NO_WEIGHTS else config.head_epochs
-    return Recipe(**{**values, "num_classes": len(config.class_names), "head_epochs": head_epochs})
+    return Recipe(
+        num_classes=len(config.class_names),
+        epochs=config.epochs,
+        head_epochs=0 if config.weights == NO_WEIGHTS else config.head_epochs,
+        batch_size=config.batch_size,
+        lr=config.lr or (1e-3 if config.weights == NO_WEIGHTS else 2e-4),
+        head_lr=config.head_lr,
+        weight_decay=config.weight_decay,
+        label_smoothing=config.label_smoothing,
+        balance=config.balance,
+        scheduler=config.scheduler,
+        patience=config.patience,
+        seed=config.seed,
+    )
 
 
 def _identity(config: TrainConfig, crops: Crops, split: Split) -> dict:

@@ -1,0 +1,230 @@
+"""Score a classifier: `python -m fmd_tf.evaluate --model FILE --data-dir DIR`.
+
+The report is the same that training writes, from a saved model and any VOC folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from fmd_tf import plots
+from fmd_tf.checkpoints import write_text
+from fmd_tf.face_mask_dataset import load_photos
+from fmd_tf.gradcam import plot_grad_cam
+from fmd_tf.input_pipeline import Crops, eval_dataset, load_crops
+from fmd_tf.metrics import Predictions, compute_metrics, format_summary
+from fmd_tf.model import ModelCard, ModelError, load_model
+from fmd_tf.splits import SplitError, load_split
+from fmd_tf.voc import AnnotationError
+
+_USER_ERRORS = (AnnotationError, ModelError, OSError, SplitError)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the process' exit code."""
+    arguments = _parse(argv)
+    try:
+        metrics, card = evaluate(arguments)
+    except _USER_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"Results: {arguments.results_dir / 'metrics'}")
+    print(format_summary(metrics, card.class_names))
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m fmd_tf.evaluate", description="Score a trained model on a VOC folder."
+    )
+    add = parser.add_argument
+    add("--model", type=Path, required=True, help="best_model.keras of a training")
+    add("--data-dir", type=Path, required=True, help="folder with images/ and annotations/")
+    add("--results-dir", type=Path, default=Path("results"), help="where metrics/ is written")
+    add("--split-file", type=Path, help="split.json of the training")
+    add("--split", choices=("train", "val", "test", "all"), help="default: test, or all")
+    add("--tta", action="store_true", help="average each crop with its mirror image")
+    add("--batch-size", type=int, default=32, help="faces a step (default: %(default)s)")
+    add("--min-face-size", type=int, default=0, help="leave out smaller faces (pixels)")
+    add("--skip-invalid", action="store_true", help="leave out invalid annotations")
+    add("--num-bootstrap", type=int, default=1000, help="samples (default: %(default)s)")
+    add("--seed", type=int, default=0, help="seed of the bootstrap (default: %(default)s)")
+    arguments = parser.parse_args(argv)
+    for name in ("batch_size", "num_bootstrap"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name.replace('_', '-')}: expected at least 1")
+    if arguments.split in ("train", "val", "test") and not arguments.split_file:
+        parser.error(f"--split {arguments.split} needs --split-file FILE")
+    arguments.split = arguments.split or ("test" if arguments.split_file else "all")
+    return arguments
+
+
+def evaluate(arguments: argparse.Namespace) -> tuple[dict[str, Any], ModelCard]:
+    """Load, predict and write the report of one command line.
+
+    Args:
+        arguments: The flags of the command line.
+
+    Returns:
+        What `metrics.json` holds, and the model's card.
+
+    Raises:
+        ValueError: A subclass for each kind of unusable input, with a message for the user.
+    """
+    _require_writable(arguments.results_dir)
+    model, card = load_model(arguments.model)
+    photos, _ = load_photos(arguments.data_dir, card.class_names, arguments.skip_invalid)
+    crops = load_crops(photos, card.image_size, card.padding, card.square, arguments.min_face_size)
+    crops = _select_part(crops, arguments)
+    probabilities = predict_probabilities(model, crops.images, arguments.batch_size, arguments.tta)
+    metrics = write_report(
+        arguments.results_dir,
+        Predictions.from_crops(crops, probabilities),
+        card.class_names,
+        crops_images=crops.images,
+        model=model,
+        num_bootstrap=arguments.num_bootstrap,
+        seed=arguments.seed,
+    )
+    _write_record(arguments, card)
+    return metrics, card
+
+
+def _require_writable(results_dir: Path) -> None:
+    (results_dir / "metrics").mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=results_dir / "metrics"):
+        pass
+
+
+def _select_part(crops: Crops, arguments: argparse.Namespace) -> Crops:
+    """Return the faces of the part that was asked for."""
+    if arguments.split_file:
+        groups = dict(zip(crops.photos, crops.groups.tolist(), strict=True))
+        split = load_split(arguments.split_file, groups)
+        if arguments.split != "all":
+            crops = crops.select(getattr(split, arguments.split))
+    if not len(crops):
+        raise SplitError(f"no faces to score in {arguments.data_dir}, part {arguments.split}")
+    return crops
+
+
+def _write_record(arguments: argparse.Namespace, card: ModelCard) -> None:
+    """Keep what was scored and how."""
+    record = {
+        "arguments": vars(arguments),
+        "model_sha256": hashlib.sha256(arguments.model.read_bytes()).hexdigest(),
+        "training": card.training,
+        "keras": keras.version(),
+    }
+    path = arguments.results_dir / "metrics" / "evaluation.json"
+    write_text(path, json.dumps(record, indent=2, default=str))
+
+
+def predict_probabilities(
+    model: keras.Model, images: np.ndarray, batch_size: int = 32, tta: bool = False
+) -> np.ndarray:
+    """Predict all crops, in order.
+
+    Args:
+        model: A classifier of `fmd_tf.model`.
+        images: uint8 [num_faces, size, size, 3], RGB.
+        batch_size: Crops a step; default 32.
+        tta: Average each crop's probabilities with those of its mirror image.
+
+    Returns:
+        float32 [num_faces, num_classes].
+    """
+    verbose = 1 if sys.stdout.isatty() else 0
+    probabilities = model.predict(eval_dataset(images, batch_size), verbose=verbose)
+    if tta:
+        mirrored = eval_dataset(images[:, :, ::-1], batch_size)
+        probabilities = (probabilities + model.predict(mirrored, verbose=verbose)) / 2
+    return np.asarray(probabilities, np.float32)
+
+
+def write_report(
+    results_dir: Path,
+    predictions: Predictions,
+    class_names: Sequence[str],
+    crops_images: np.ndarray | None = None,
+    model: keras.Model | None = None,
+    history: Sequence[Mapping[str, Any]] | None = None,
+    num_bootstrap: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Write figures, predictions and plots to `results_dir/metrics/`.
+
+    Args:
+        results_dir: Made where it is missing.
+        predictions: At least one face.
+        class_names: Names of the classes, in order.
+        crops_images: uint8 [num_faces, size, size, 3], for the pictures of mistakes.
+        model: For the Grad-CAM pictures.
+        history: One record an epoch, for the training curves.
+        num_bootstrap: Number of bootstrap samples for the intervals.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        What `metrics.json` holds, see `metrics.compute_metrics`.
+    """
+    folder = results_dir / "metrics"
+    folder.mkdir(parents=True, exist_ok=True)
+    metrics = compute_metrics(predictions, class_names, num_bootstrap, seed)
+    write_text(folder / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False))
+    _write_predictions(folder / "predictions.csv", predictions, class_names)
+    confusion = np.array(metrics["all_faces"]["confusion"])
+    figures = {
+        "confusion_matrix": plots.plot_confusion(confusion, class_names),
+        "reliability": plots.plot_reliability(predictions),
+    }
+    if crops_images is not None:
+        figures["mistakes"] = plots.plot_mistakes(predictions, crops_images, class_names)
+        if model is not None:
+            figures["gradcam"] = plot_grad_cam(model, crops_images, predictions, class_names)
+    if history:
+        write_text(folder / "training_history.json", json.dumps(list(history), indent=1))
+        figures["training_history"] = plots.plot_history(history)
+    for name, figure in figures.items():
+        plots.save_figure(figure, folder / f"{name}.png")
+    return metrics
+
+
+def _write_predictions(path: Path, predictions: Predictions, class_names: Sequence[str]) -> None:
+    """Write a row a face, so that every figure can be computed again."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        box = ["xmin", "ymin", "xmax", "ymax"]
+        chances = [f"probability_{name}" for name in class_names]
+        header = ["photo", *box, "group", "label", "predicted", "confidence", *chances]
+        writer.writerow(header)
+        for i, photo in enumerate(predictions.photos):
+            writer.writerow(
+                [
+                    photo,
+                    *predictions.boxes[i].tolist(),
+                    int(predictions.groups[i]),
+                    class_names[predictions.labels[i]],
+                    class_names[predictions.predicted[i]],
+                    *(
+                        f"{value:.6f}"
+                        for value in (predictions.confidences[i], *predictions.probabilities[i])
+                    ),
+                ]
+            )
+    partial.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,304 @@
+"""Figures of a classifier from its predictions: NumPy only.
+
+Every figure comes with what makes it honest: all faces and those of at least 10 px apart,
+intervals that know that faces of one group are not independent, and slices by size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from fmd_tf.input_pipeline import Crops
+
+SIZE_EDGES = (10, 20, 32, 64)
+"""Shorter box sides, in pixels, at which the slices by size begin."""
+
+NUM_BINS = 15
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model said about faces, row `i` of every field belonging to face `i`.
+
+    Attributes:
+        probabilities: float32 [num_faces, num_classes], rows summing to 1.
+        labels: int [num_faces].
+        boxes: int [num_faces, 4], pixels of the photo.
+        photos: File name of each face's photo.
+        groups: int [num_faces].
+    """
+
+    probabilities: np.ndarray
+    labels: np.ndarray
+    boxes: np.ndarray
+    photos: tuple[str, ...]
+    groups: np.ndarray
+
+    @classmethod
+    def from_crops(cls, crops: Crops, probabilities: np.ndarray) -> Predictions:
+        """Join probabilities, float [num_faces, num_classes], with the faces they are of."""
+        return cls(probabilities, crops.labels, crops.boxes, crops.photos, crops.groups)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Predictions]) -> Predictions:
+        """Pool the predictions of several models on different faces."""
+        return cls(
+            probabilities=np.concatenate([part.probabilities for part in parts]),
+            labels=np.concatenate([part.labels for part in parts]),
+            boxes=np.concatenate([part.boxes for part in parts]),
+            photos=tuple(photo for part in parts for photo in part.photos),
+            groups=np.concatenate([part.groups for part in parts]),
+        )
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """The most probable class of each face: int [num_faces]."""
+        return self.probabilities.argmax(axis=1)
+
+    @property
+    def confidences(self) -> np.ndarray:
+        """The probability of the predicted class: float [num_faces]."""
+        return self.probabilities.max(axis=1)
+
+    @property
+    def short_sides(self) -> np.ndarray:
+        """The shorter box sides in pixels: int [num_faces]."""
+        return (self.boxes[:, 2:] - self.boxes[:, :2]).min(axis=1)
+
+    def where(self, keep: np.ndarray) -> Predictions:
+        """Return the faces for which `keep`, bool [num_faces], is true."""
+        return Predictions(
+            probabilities=self.probabilities[keep],
+            labels=self.labels[keep],
+            boxes=self.boxes[keep],
+            photos=tuple(np.array(self.photos, dtype=object)[keep]),
+            groups=self.groups[keep],
+        )
+
+
+def compute_metrics(
+    predictions: Predictions,
+    class_names: Sequence[str],
+    num_bootstrap: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Compute all figures.
+
+    Args:
+        predictions: At least one face.
+        class_names: Names of the classes, in order.
+        num_bootstrap: Number of bootstrap samples for the intervals.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        JSON-like: "all_faces" and "faces_10px" as of `summarize`, and "by_size", a list of
+        slices by the shorter box side. Undefined figures are None.
+    """
+    large = predictions.where(predictions.short_sides >= SIZE_EDGES[0])
+    return {
+        "all_faces": summarize(predictions, class_names, num_bootstrap, seed),
+        "faces_10px": summarize(large, class_names, num_bootstrap, seed),
+        "by_size": _by_size(predictions, class_names),
+    }
+
+
+def summarize(
+    predictions: Predictions, class_names: Sequence[str], num_bootstrap: int, seed: int
+) -> dict[str, Any]:
+    """Compute the figures of one set of faces.
+
+    Macro figures are means over all classes; a class of no faces counts 0, as in scikit-learn
+    with `zero_division=0`, and is named in "classes_without_faces".
+
+    Args:
+        predictions: The faces; may be none.
+        class_names: Names of the classes, in order.
+        num_bootstrap: Number of bootstrap samples for the intervals.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        num_faces, accuracy, macro_precision, macro_recall, macro_f1, per_class (precision,
+        recall, f1, support), intervals_95, calibration_error, classes_without_faces.
+    """
+    confusion = confusion_matrix(predictions.labels, predictions.predicted, len(class_names))
+    figures = _figures(confusion)
+    support = confusion.sum(axis=1)
+    return {
+        "num_faces": len(predictions.labels),
+        **{name: _number(figures[name]) for name in _OVERALL},
+        "per_class": {
+            name: {
+                **{figure: _number(figures[figure][i]) for figure in _PER_CLASS},
+                "support": int(support[i]),
+            }
+            for i, name in enumerate(class_names)
+        },
+        "intervals_95": _intervals(predictions, class_names, num_bootstrap, seed),
+        "calibration_error": _number(calibration_error(predictions)),
+        "classes_without_faces": [
+            name for name, count in zip(class_names, support, strict=True) if count == 0
+        ],
+        "confusion": confusion.tolist(),
+    }
+
+
+_OVERALL = ("accuracy", "macro_precision", "macro_recall", "macro_f1")
+_PER_CLASS = ("precision", "recall", "f1")
+
+
+def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
+    """Count faces by true class (rows) and predicted class (columns): int [C, C]."""
+    cells = np.bincount(labels * num_classes + predicted, minlength=num_classes**2)
+    return cells.reshape(num_classes, num_classes)
+
+
+def _figures(confusion: np.ndarray) -> dict[str, np.ndarray]:
+    """Compute figures from confusion matrices [..., C, C], whatever comes before."""
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
+    actual, predicted = confusion.sum(axis=-1), confusion.sum(axis=-2)
+    precision = hits / np.maximum(predicted, 1)
+    recall = hits / np.maximum(actual, 1)
+    f1 = 2 * hits / np.maximum(actual + predicted, 1)
+    total = confusion.sum(axis=(-2, -1))
+    with np.errstate(invalid="ignore"):
+        accuracy = hits.sum(axis=-1) / total
+    return {
+        "accuracy": accuracy,
+        "macro_precision": precision.mean(axis=-1),
+        "macro_recall": recall.mean(axis=-1),
+        "macro_f1": f1.mean(axis=-1),
+        "precision": precision,
+        "recall": recall,
+        "f1": f1,
+    }
+
+
+def _number(value: Any) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _intervals(
+    predictions: Predictions, class_names: Sequence[str], num_bootstrap: int, seed: int
+) -> dict[str, Any]:
+    """Return 95 % percentile intervals by a bootstrap that draws whole groups.
+
+    Faces of one photo are alike, so drawing single faces would give intervals that are too
+    narrow (cluster bootstrap; Field & Welsh 2007, "Bootstrapping clustered data").
+    """
+    if not len(predictions.labels):
+        return {}
+    num_classes = len(class_names)
+    _, groups = np.unique(predictions.groups, return_inverse=True)
+    num_groups = groups.max() + 1
+    cells = predictions.labels * num_classes + predictions.predicted
+    counts = np.bincount(groups * num_classes**2 + cells, minlength=num_groups * num_classes**2)
+    generator = np.random.default_rng(seed)
+    drawn = generator.multinomial(num_groups, np.full(num_groups, 1 / num_groups), num_bootstrap)
+    confusion = drawn @ counts.reshape(num_groups, num_classes**2)
+    figures = _figures(confusion.reshape(-1, num_classes, num_classes))
+    overall = {name: _percentiles(figures[name]) for name in _OVERALL}
+    recalls = {name: _percentiles(figures["recall"][:, i]) for i, name in enumerate(class_names)}
+    return {**overall, "recall": recalls}
+
+
+def _percentiles(values: np.ndarray) -> list[float]:
+    return [float(value) for value in np.percentile(values, [2.5, 97.5])]
+
+
+def calibration_bins(predictions: Predictions) -> dict[str, np.ndarray]:
+    """Sort faces into equal bins of confidence.
+
+    Returns:
+        Per non-empty bin: "count", mean "confidence" and "accuracy", and its index "bin" of
+        `NUM_BINS`.
+    """
+    confidences = predictions.confidences.astype(np.float64)
+    bins = np.minimum((confidences * NUM_BINS).astype(int), NUM_BINS - 1)
+    hits = (predictions.predicted == predictions.labels).astype(np.float64)
+    count = np.bincount(bins, minlength=NUM_BINS)
+    used = np.flatnonzero(count)
+    return {
+        "bin": used,
+        "count": count[used],
+        "confidence": np.bincount(bins, confidences, NUM_BINS)[used] / count[used],
+        "accuracy": np.bincount(bins, hits, NUM_BINS)[used] / count[used],
+    }
+
+
+def calibration_error(predictions: Predictions) -> float:
+    """Return the expected calibration error of the predicted class, NaN for no faces.
+
+    Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv:1706.04599, section 2.
+    """
+    if not len(predictions.labels):
+        return float("nan")
+    bins = calibration_bins(predictions)
+    gaps = np.abs(bins["accuracy"] - bins["confidence"])
+    return float(np.average(gaps, weights=bins["count"]))
+
+
+def _by_size(predictions: Predictions, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """Compute accuracy, macro-F1 and recalls of slices by the shorter box side."""
+    slices = []
+    edges = (0, *SIZE_EDGES, np.inf)
+    sides = predictions.short_sides
+    for low, high in pairwise(edges):
+        part = predictions.where((sides >= low) & (sides < high))
+        confusion = confusion_matrix(part.labels, part.predicted, len(class_names))
+        figures, support = _figures(confusion), confusion.sum(axis=1)
+        slices.append(
+            {
+                "pixels": f"under {high}" if low == 0 else f"{low} and more",
+                "num_faces": len(part.labels),
+                "accuracy": _number(figures["accuracy"]),
+                "recall": {
+                    name: _number(figures["recall"][i]) if support[i] else None
+                    for i, name in enumerate(class_names)
+                },
+                "support": dict(zip(class_names, support.tolist(), strict=True)),
+            }
+        )
+        if low and high != np.inf:
+            slices[-1]["pixels"] = f"{low} to {high - 1}"
+    return slices
+
+
+def format_summary(metrics: dict[str, Any], class_names: Sequence[str]) -> str:
+    """Write the figures as a table for the console.
+
+    Args:
+        metrics: From `compute_metrics`.
+        class_names: Names of the classes, in order.
+    """
+    width = max(12, *(len(name) for name in class_names))
+    lines = []
+    for key, title in (("all_faces", "all faces"), ("faces_10px", "faces of 10 px and more")):
+        part = metrics[key]
+        lines.append(f"\n{title}: {part['num_faces']}")
+        if not part["num_faces"]:
+            continue
+        for name in ("accuracy", "macro_f1"):
+            low, high = part["intervals_95"][name]
+            lines.append(f"  {name:<{width}}  {part[name]:.4f}  (95 %: {low:.3f} to {high:.3f})")
+        lines.append(f"  {'calibration':<{width}}  {part['calibration_error']:.4f}")
+        lines.append(f"  {'class':<{width}}  precision  recall      f1   faces")
+        for name in class_names:
+            row = part["per_class"][name]
+            figures = "  ".join(f"{row[figure]:8.3f}" for figure in _PER_CLASS)
+            lines.append(f"  {name:<{width}} {figures}  {row['support']:6d}")
+    lines.append("\nby shorter side in pixels")
+    for part in metrics["by_size"]:
+        accuracy = "-" if part["accuracy"] is None else f"{part['accuracy']:.3f}"
+        recalls = ", ".join(
+            f"{name} {'-' if value is None else f'{value:.2f}'} ({part['support'][name]})"
+            for name, value in part["recall"].items()
+        )
+        lines.append(f"  {part['pixels']:<12} {part['num_faces']:5d} faces  accuracy {accuracy}")
+        lines.append(f"    recall: {recalls}")
+    return "\n".join(lines)

@@ -1,0 +1,121 @@
+import json
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score, precision_score, recall_score
+
+from fmd_tf.metrics import Predictions, compute_metrics, format_summary
+
+NAMES = ("a", "b", "c")
+
+
+def _predictions(labels, predicted, confidence=0.9, groups=None, side=20) -> Predictions:
+    """Predictions whose first choice is `predicted` with the given confidence."""
+    labels, predicted = np.asarray(labels), np.asarray(predicted)
+    count = len(labels)
+    confidence = np.broadcast_to(confidence, count)
+    probabilities = np.repeat((1 - confidence)[:, None] / 2, 3, axis=1)
+    probabilities[np.arange(count), predicted] = confidence
+    boxes = np.zeros((count, 4), int)
+    boxes[:, 2] = np.broadcast_to(side, count)
+    boxes[:, 3] = 100
+    groups = np.arange(count) if groups is None else np.asarray(groups)
+    return Predictions(
+        probabilities, labels, boxes, tuple(f"{i}.png" for i in range(count)), groups
+    )
+
+
+def test_figures_worked_out_by_hand():
+    # confusion (rows true):  a: 3 1 0   b: 1 2 0   c: 1 0 1
+    # accuracy 6/9; recall a 3/4, b 2/3, c 1/2; precision a 3/5, b 2/3, c 1/1
+    # f1 a 2*3/(4+5)=2/3, b 2*2/(3+3)=2/3, c 2*1/(2+1)=2/3
+    labels = [0, 0, 0, 0, 1, 1, 1, 2, 2]
+    predicted = [0, 0, 0, 1, 0, 1, 1, 0, 2]
+    figures = compute_metrics(_predictions(labels, predicted), NAMES)["all_faces"]
+    assert figures["accuracy"] == pytest.approx(6 / 9)
+    assert figures["macro_recall"] == pytest.approx((3 / 4 + 2 / 3 + 1 / 2) / 3)
+    assert figures["macro_precision"] == pytest.approx((3 / 5 + 2 / 3 + 1) / 3)
+    assert figures["macro_f1"] == pytest.approx(2 / 3)
+    assert figures["per_class"]["c"] == {
+        "precision": 1.0,
+        "recall": 0.5,
+        "f1": pytest.approx(2 / 3),
+        "support": 2,
+    }
+
+
+def test_agrees_with_scikit_learn():
+    generator = np.random.default_rng(0)
+    labels = generator.choice(3, 200, p=[0.8, 0.17, 0.03])
+    predicted = np.where(generator.random(200) < 0.8, labels, generator.integers(0, 3, 200))
+    figures = compute_metrics(_predictions(labels, predicted), NAMES)["all_faces"]
+    for name, score in (("f1", f1_score), ("recall", recall_score), ("precision", precision_score)):
+        assert figures[f"macro_{name}"] == pytest.approx(score(labels, predicted, average="macro"))
+
+
+def test_calibration_error_worked_out_by_hand():
+    # Two faces at confidence 0.9, one right: |1/2 - 0.9| = 0.4, weight 2/3.
+    # One face at confidence 0.6, right: |1 - 0.6| = 0.4, weight 1/3. Together 0.4.
+    predictions = _predictions([0, 1, 2], [0, 0, 2], [0.9, 0.9, 0.6])
+    error = compute_metrics(predictions, NAMES)["all_faces"]["calibration_error"]
+    assert error == pytest.approx(0.4)
+
+
+def test_interval_of_independent_faces_is_the_binomial_one():
+    # 400 faces, 320 right: standard error sqrt(.8*.2/400) = 0.02, so 0.8 -+ 0.0392.
+    labels = np.zeros(400, int)
+    predicted = (np.arange(400) % 5 == 0).astype(int)
+    metrics = compute_metrics(_predictions(labels, predicted), NAMES, num_bootstrap=4000)
+    low, high = metrics["all_faces"]["intervals_95"]["accuracy"]
+    assert low == pytest.approx(0.8 - 0.0392, abs=0.006)
+    assert high == pytest.approx(0.8 + 0.0392, abs=0.006)
+
+
+def test_faces_that_fail_together_widen_the_interval():
+    labels = np.zeros(400, int)
+    predicted = (np.arange(400) < 80).astype(int)
+    alone = compute_metrics(_predictions(labels, predicted), NAMES)
+    together = compute_metrics(_predictions(labels, predicted, groups=np.arange(400) // 20), NAMES)
+    widths = [
+        np.diff(metrics["all_faces"]["intervals_95"]["accuracy"])[0]
+        for metrics in (alone, together)
+    ]
+    # Twenty faces a group that are right or wrong as one: about sqrt(20) = 4.5 times as wide.
+    assert 3.5 < widths[1] / widths[0] < 5.5
+
+
+def test_seed_fixes_the_intervals():
+    predictions = _predictions([0, 1, 2, 0, 1, 2], [0, 1, 1, 0, 0, 2])
+    assert compute_metrics(predictions, NAMES, seed=1) == compute_metrics(
+        predictions, NAMES, seed=1
+    )
+
+
+def test_small_faces_are_reported_apart():
+    predictions = _predictions([0, 0, 1], [1, 0, 1], side=[9, 10, 64])
+    metrics = compute_metrics(predictions, NAMES)
+    assert metrics["all_faces"]["num_faces"] == 3
+    assert metrics["faces_10px"]["num_faces"] == 2
+    assert metrics["faces_10px"]["accuracy"] == 1.0
+    slices = {part["pixels"]: part["num_faces"] for part in metrics["by_size"]}
+    assert slices == {"under 10": 1, "10 to 19": 1, "20 to 31": 0, "32 to 63": 0, "64 and more": 1}
+
+
+def test_a_class_without_faces_is_named_and_json_is_finite():
+    metrics = compute_metrics(_predictions([0, 0], [0, 0], side=5), NAMES)
+    assert metrics["all_faces"]["classes_without_faces"] == ["b", "c"]
+    json.dumps(metrics, allow_nan=False)
+    assert metrics["faces_10px"]["accuracy"] is None
+
+
+def test_concatenate_pools_folds():
+    first, second = _predictions([0, 1], [0, 1]), _predictions([2], [0])
+    pooled = Predictions.concatenate([first, second])
+    assert pooled.labels.tolist() == [0, 1, 2]
+    assert pooled.photos == ("0.png", "1.png", "0.png")
+
+
+def test_summary_names_every_class():
+    text = format_summary(compute_metrics(_predictions([0, 1, 2], [0, 1, 1]), NAMES), NAMES)
+    assert "accuracy      0.6667" in text
+    assert all(f"\n  {name} " in text for name in NAMES)
