@@ -236,7 +236,7 @@ def train_dataset(
         one_hot = tf.one_hot(labels, num_classes)
 
     def epoch_batches(epoch: tf.Tensor) -> tf.data.Dataset:
-        order = _epoch_order(weights, seed, epoch)
+        order = _epoch_order(weights, labels, seed, epoch)
         return tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
 
     return (
@@ -247,11 +247,13 @@ def train_dataset(
     )
 
 
-def _epoch_order(weights: np.ndarray, seed: int, epoch: tf.Tensor) -> tf.Tensor:
+def _epoch_order(weights: np.ndarray, labels: np.ndarray, seed: int, epoch: tf.Tensor) -> tf.Tensor:
     """Draw the face indices of one epoch, in random order."""
     num_faces = len(weights)
     seeds = tf.random.experimental.stateless_split([tf.cast(seed, tf.int64), epoch], num=3)
-    shuffled = tf.argsort(tf.random.stateless_uniform([num_faces], seeds[0], dtype=tf.float64))
+    # Faces in random order within their class, so that each class gets its share.
+    within = tf.random.stateless_uniform([num_faces], seeds[0], dtype=tf.float64)
+    shuffled = tf.argsort(within + labels)
     borders = tf.cumsum(tf.gather(tf.constant(weights), shuffled))
     offset = tf.random.stateless_uniform([], seeds[1], dtype=tf.float64)
     points = (tf.range(num_faces, dtype=tf.float64) + offset) / num_faces

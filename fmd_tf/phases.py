@@ -171,10 +171,28 @@ def _fit(
         steps_per_epoch=input_pipeline.steps_per_epoch(len(train[0]), recipe.batch_size),
         initial_epoch=first_epoch,
         epochs=epochs,
-        callbacks=[*callbacks.values(), log, saver],
+        callbacks=[_Reseed(recipe.seed), *callbacks.values(), log, saver],
         shuffle=False,  # The data set shuffles by itself.
         verbose=_verbosity(),
     )
+
+
+class _Reseed(keras.callbacks.Callback):
+    """Make dropout and augmentation depend on the seed and the epoch alone.
+
+    Keras does not save the state of random generators with the weights; set anew each epoch,
+    they are the same in a run that was interrupted.
+    """
+
+    def __init__(self, seed: int):
+        super().__init__()
+        self._seed = seed
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        """Set all generators; each step of an epoch advances the second number by one."""
+        states = [each for each in self.model.variables if each.name == "seed_generator_state"]
+        for index, state in enumerate(states):
+            state.assign([self._seed + index, epoch << 20])
 
 
 def _train_batches(

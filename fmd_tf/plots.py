@@ -49,6 +49,7 @@ def plot_history(history: Sequence[Mapping[str, Any]]) -> Figure:
     for axis in axes:
         _mark_phases(axis, history)
         axis.set_xlabel("epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
     return figure
 

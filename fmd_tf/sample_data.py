@@ -88,16 +88,28 @@ def _free_place(
     generator: np.random.Generator, width: int, height: int, taken: Sequence[Box]
 ) -> Box | None:
     """Find a place where a face overlaps no other, None where there is none."""
-    for _ in range(20):
+    for _ in range(40):
         x = int(generator.integers(0, _WIDTH - width))
         y = int(generator.integers(0, _HEIGHT - height))
         box = (x, y, x + width, y + height)
-        if all(
-            box[0] >= other[2] or box[2] <= other[0] or box[1] >= other[3] or box[3] <= other[1]
-            for other in taken
-        ):
+        if not any(_overlap(_with_hair(box), _with_hair(other)) for other in taken):
             return box
     return None
+
+
+def _with_hair(box: Box) -> Box:
+    """Grow a box by what hair and shoulders may cover."""
+    margin = (box[3] - box[1]) // 4
+    return (box[0] - margin, box[1] - margin, box[2] + margin, box[3] + margin)
+
+
+def _overlap(first: Box, second: Box) -> bool:
+    return (
+        first[0] < second[2]
+        and second[0] < first[2]
+        and first[1] < second[3]
+        and second[1] < first[3]
+    )
 
 
 def _background(generator: np.random.Generator) -> Image.Image:

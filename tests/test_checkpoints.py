@@ -1,0 +1,127 @@
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from fmd_tf.checkpoints import MONITOR, BestModel, CheckpointError, RunFolder, SaveState
+
+
+def _open(path: Path, overwrite: bool = False, **identity: object) -> RunFolder:
+    run = RunFolder(path)
+    run.open({"lr": 0.1, "seed": 0, **identity}, overwrite)
+    return run
+
+
+def test_the_same_run_goes_on(tmp_path: Path):
+    _open(tmp_path / "run")
+    assert _open(tmp_path / "run").latest() is None
+
+
+def test_another_run_is_refused_with_the_difference(tmp_path: Path):
+    _open(tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"holds a run with lr 0.1 \(now 0.2\)"):
+        _open(tmp_path / "run", lr=0.2)
+
+
+def test_overwrite_discards_the_old_run_and_nothing_else(tmp_path: Path):
+    run = _open(tmp_path / "run")
+    (run.path / "state-head-000").mkdir()
+    run.best_model.write_text("old")
+    (run.path / "notes.txt").write_text("mine")
+    _open(tmp_path / "run", overwrite=True, lr=0.2)
+    assert sorted(path.name for path in run.path.iterdir()) == ["notes.txt", "run.json"]
+
+
+class _Model:
+    """Stands for a Keras model in callbacks that are driven by hand."""
+
+    stop_training = False
+
+    def __init__(self, learning_rate: float = 1.0):
+        self.optimizer = keras.optimizers.SGD(learning_rate)
+
+    def save_weights(self, path: Path) -> None:
+        Path(path).write_text("weights")
+
+
+def _drive(run: RunFolder, values: list[float], epochs: int) -> tuple[dict, _Model]:
+    """Show the callbacks a list of figures, going on from the run's state."""
+    state = run.latest()
+    run.history = list(state.history) if state else []
+    callbacks = {
+        "plateau": keras.callbacks.ReduceLROnPlateau(MONITOR, 0.1, patience=2, mode="max"),
+        "early_stopping": keras.callbacks.EarlyStopping(MONITOR, patience=4, mode="max"),
+        "best_model": BestModel(lambda epoch, logs: None),
+    }
+    saver = SaveState(run, "head", epochs, callbacks, state)
+    model = _Model(state.history[-1]["lr_after"] if state else 1.0)
+    every = [*callbacks.values(), saver]
+    for callback in every:
+        callback.set_model(model)
+        callback.on_train_begin()
+    for epoch in range(state.epoch + 1 if state else 0, len(values)):
+        logs = {MONITOR: values[epoch]}
+        for callback in every[:-1]:
+            callback.on_epoch_end(epoch, logs)
+        saver.on_epoch_begin(epoch)
+        saver.on_epoch_end(epoch, {**logs, "lr_after": float(model.optimizer.learning_rate)})
+        if model.stop_training:
+            break
+    return callbacks, model
+
+
+# The best is at epoch 1. Two epochs without a better one lower the rate, at epochs 3 and 5;
+# four stop the training, at epoch 5.
+VALUES = [0.5, 0.7, 0.6, 0.65, 0.6, 0.6, 0.9]
+
+
+@pytest.mark.parametrize("killed_after", [1, 2, 3, 4, 5])
+def test_waiting_and_best_survive_a_kill(tmp_path: Path, killed_after: int):
+    run = _open(tmp_path / "run")
+    _drive(run, VALUES[:killed_after], epochs=7)
+    callbacks, model = _drive(RunFolder(run.path), VALUES, epochs=7)
+    state = run.latest()
+    assert (state.epoch, state.done) == (5, True)
+    assert callbacks["best_model"].best_epoch == 1
+    assert float(model.optimizer.learning_rate) == pytest.approx(0.01)
+    assert [record["epoch"] for record in state.history] == list(range(6))
+
+
+def test_only_the_latest_state_is_kept_and_the_log_is_whole(tmp_path: Path):
+    run = _open(tmp_path / "run")
+    _drive(run, VALUES[:3], epochs=3)
+    assert [path.name for path in run.path.glob("state-*")] == ["state-head-002"]
+    assert len((run.path / "training_log.csv").read_text().splitlines()) == 4
+    assert run.latest().done
+
+
+def test_a_half_written_state_is_ignored(tmp_path: Path):
+    run = _open(tmp_path / "run")
+    _drive(run, VALUES[:2], epochs=7)
+    partial = run.path / ".state-head-002"
+    partial.mkdir()
+    (partial / "state.json").write_text('{"phase": "he')
+    assert run.latest().epoch == 1
+    _drive(run, VALUES[:3], epochs=7)
+    assert run.latest().epoch == 2
+
+
+def test_two_states_after_a_kill_between_writing_and_dropping(tmp_path: Path):
+    run = _open(tmp_path / "run")
+    _drive(run, VALUES[:2], epochs=7)
+    older = run.path / "state-head-000"
+    older.mkdir()
+    values = json.loads((run.path / "state-head-001" / "state.json").read_text())
+    values |= {"epoch": 0, "history": values["history"][:1]}
+    (older / "state.json").write_text(json.dumps(values))
+    assert run.latest().epoch == 1
+
+
+def test_best_model_saves_only_what_is_better():
+    saved = []
+    callback = BestModel(lambda epoch, logs: saved.append(epoch))
+    for epoch, value in enumerate([0.5, 0.4, 0.5, np.float32(0.6)]):
+        callback.on_epoch_end(epoch, {MONITOR: value})
+    assert saved == [0, 3]

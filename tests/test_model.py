@@ -1,0 +1,132 @@
+import json
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from fmd_tf.model import (
+    MODEL_NAMES,
+    ModelCard,
+    ModelError,
+    build_model,
+    dtype_policy,
+    features_model,
+    freeze_batch_norm,
+    head_model,
+    load_model,
+    logits_model,
+    save_model,
+)
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def mobilenet() -> keras.Model:
+    return build_model("mobilenet", 32, 3, "none")
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_backbones_give_probabilities(name: str):
+    probabilities = np.array(build_model(name, 32, 4, "none")(IMAGES))
+    assert probabilities.shape == (3, 4)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "module"), [("resnet50", "resnet50"), ("mobilenet", "mobilenet_v2")]
+)
+def test_preprocessing_is_that_of_the_application(name: str, module: str):
+    model = build_model(name, 32, 3, "none")
+    inside = keras.Model(model.input, model.get_layer("preprocess").output)(IMAGES)
+    expected = getattr(keras.applications, module).preprocess_input(IMAGES.astype(np.float32))
+    np.testing.assert_allclose(inside, expected, atol=1e-3)
+
+
+def test_file_holds_model_and_card(mobilenet: keras.Model, tmp_path: Path):
+    card = ModelCard(("a", "b", "c"), 32, 0.2, False, "mobilenet", {"epoch": 3})
+    save_model(mobilenet, card, tmp_path / "model.keras")
+    loaded, loaded_card = load_model(tmp_path / "model.keras")
+    assert loaded_card == card
+    np.testing.assert_allclose(loaded(IMAGES), mobilenet(IMAGES), atol=1e-6)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.keras"]
+
+
+def test_pretrained_batch_norm_never_moves(tmp_path: Path):
+    weights = tmp_path / "own.weights.h5"
+    keras.applications.MobileNetV2(include_top=False, weights=None).save_weights(weights)
+    model = build_model("mobilenet", 32, 3, str(weights))
+    freeze_batch_norm(model)
+    norms = [layer for layer in model.get_layer("backbone").layers if "bn" in layer.name.lower()]
+    before = [layer.get_weights() for layer in norms]
+    trained = logits_model(model)
+    trained.compile("adam", keras.losses.CategoricalCrossentropy(from_logits=True))
+    trained.fit(IMAGES, np.eye(3), verbose=0)
+    for old, layer in zip(before, norms, strict=True):
+        for left, right in zip(old, layer.get_weights(), strict=True):
+            np.testing.assert_array_equal(left, right)
+    assert model.get_layer("backbone").get_layer("Conv1").kernel.trainable
+
+
+def test_features_and_head_are_the_model(mobilenet: keras.Model):
+    features = features_model(mobilenet)(IMAGES)
+    expected = logits_model(mobilenet)(IMAGES)
+    np.testing.assert_allclose(head_model(mobilenet)(features), expected, atol=1e-5)
+
+
+def test_weights_move_between_precisions(mobilenet: keras.Model):
+    """The saved model is float32, whatever trained it, and frozen layers keep their order."""
+    with dtype_policy("mixed_bfloat16"):
+        half = build_model("mobilenet", 32, 3, "none")
+    freeze_batch_norm(half)
+    half.set_weights(mobilenet.get_weights())
+    full = build_model("mobilenet", 32, 3, "none")
+    full.set_weights(half.get_weights())
+    np.testing.assert_allclose(full(IMAGES), mobilenet(IMAGES), atol=1e-6)
+    assert keras.config.dtype_policy().name == "float32"
+    assert half(IMAGES).dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("vgg", 32, 3, "none"), "expected a model name of resnet50, efficientnet, mobilenet"),
+        (("mobilenet", 16, 3, "none"), "expected an image size of at least 32, got 16"),
+        (("mobilenet", 32, 3, "none.weights.h5"), "no file none.weights.h5"),
+    ],
+)
+def test_bad_arguments(arguments: tuple, expected: str):
+    with pytest.raises(ModelError, match=expected):
+        build_model(*arguments)
+
+
+def test_weights_of_another_kind(tmp_path: Path):
+    wrong = tmp_path / "weights.h5"
+    wrong.write_text("hello")
+    with pytest.raises(ModelError, match=r"expected a file named \*\.weights\.h5"):
+        build_model("mobilenet", 32, 3, str(wrong))
+    other = tmp_path / "other.weights.h5"
+    keras.applications.ResNet50(include_top=False, weights=None).save_weights(other)
+    with pytest.raises(ModelError, match=r"does not hold weights of .* mobilenet"):
+        build_model("mobilenet", 32, 3, str(other))
+    other.write_bytes(other.read_bytes()[:5000])
+    with pytest.raises(ModelError, match="does not hold weights"):
+        build_model("mobilenet", 32, 3, str(other))
+
+
+def test_files_that_are_no_models(tmp_path: Path):
+    with pytest.raises(ModelError, match="no model file"):
+        load_model(tmp_path / "none.keras")
+    text = tmp_path / "text.keras"
+    text.write_text("hello")
+    with pytest.raises(ModelError, match="is not a model of fmd_tf"):
+        load_model(text)
+    with zipfile.ZipFile(tmp_path / "zip.keras", "w") as archive:
+        archive.writestr("fmd_tf.json", json.dumps({"class_names": ["a", "b"], "image_size": 32}))
+    with pytest.raises(ModelError, match="is not a model of fmd_tf"):
+        load_model(tmp_path / "zip.keras")
+    keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).save(tmp_path / "other.keras")
+    with pytest.raises(ModelError, match="is not a model of fmd_tf"):
+        load_model(tmp_path / "other.keras")

@@ -1,0 +1,116 @@
+"""Real training on a few crops: it learns, and a killed run ends like an undisturbed one."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from fmd_tf.checkpoints import RunFolder
+from fmd_tf.input_pipeline import Crops
+from fmd_tf.model import build_model
+from fmd_tf.phases import FINE_TUNE, HEAD, Recipe, train_model
+
+RECIPE = Recipe(
+    num_classes=3,
+    epochs=3,
+    head_epochs=2,
+    batch_size=8,
+    lr=1e-3,
+    head_lr=1e-2,
+    weight_decay=1e-2,
+    label_smoothing=0.1,
+    balance=0.5,
+    scheduler="plateau",
+    patience=6,
+    seed=0,
+)
+
+
+def _crops(count: int, seed: int) -> Crops:
+    """Crops whose class is their brightest colour."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(count, dtype=np.int32) % 3
+    images = generator.integers(0, 120, (count, 32, 32, 3), dtype=np.uint8)
+    images[np.arange(count), :, :, labels] += 100
+    boxes = np.tile(np.array([[0, 0, 20, 20]], np.int32), (count, 1))
+    return Crops(images, labels, boxes, ("a.png",) * count, np.zeros(count, np.int64))
+
+
+class _KilledError(Exception):
+    """Stands for kill -9: it comes right after a state is on disk."""
+
+
+class _KilledRun(RunFolder):
+    """A run that is killed after its n-th saved state."""
+
+    left = 0
+
+    def save(self, state, model):
+        super().save(state, model)
+        self.left -= 1
+        if self.left == 0:
+            raise _KilledError
+
+
+def _train(path: Path, weights: str, killed_after: int = 0) -> tuple[list[dict], list, keras.Model]:
+    run = _KilledRun(path)
+    run.left = killed_after
+    run.open({})
+    keras.utils.set_random_seed(0)
+    model = build_model("mobilenet", 32, 3, weights)
+    best: list[tuple[str, int]] = []
+    train_model(
+        model,
+        _crops(24, 0),
+        _crops(9, 1),
+        RECIPE,
+        run,
+        lambda phase, epoch, logs: best.append((phase, epoch)),
+    )
+    return run.history, best, model
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("weights") / "mobilenet.weights.h5"
+    keras.utils.set_random_seed(1)
+    keras.applications.MobileNetV2(include_top=False, weights=None).save_weights(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(weights: str, tmp_path_factory: pytest.TempPathFactory):
+    return _train(tmp_path_factory.mktemp("undisturbed"), weights)
+
+
+def test_both_phases_run_and_report_every_figure(undisturbed):
+    history, best, _ = undisturbed
+    assert [record["phase"] for record in history] == [HEAD] * 2 + [FINE_TUNE] * 3
+    assert best
+    for record in history:
+        for name in ("loss", "accuracy", "macro_f1", "learning_rate", "seconds"):
+            assert np.isfinite(record[name])
+        assert 0 <= record["val_macro_f1"] <= 1
+
+
+@pytest.mark.parametrize("killed_after", [1, 2, 3])
+def test_a_killed_run_ends_like_an_undisturbed_one(
+    undisturbed, weights: str, tmp_path: Path, killed_after: int
+):
+    """Killed within the head phase, between the phases, and while fine-tuning."""
+    with pytest.raises(_KilledError):
+        _train(tmp_path, weights, killed_after)
+    history, _, model = _train(tmp_path, weights)
+    expected, _, expected_model = undisturbed
+    for record, other in zip(history, expected, strict=True):
+        assert {**record, "seconds": 0} == pytest.approx({**other, "seconds": 0}, abs=1e-5)
+    for left, right in zip(model.get_weights(), expected_model.get_weights(), strict=True):
+        np.testing.assert_allclose(left, right, atol=1e-5)
+
+
+def test_a_finished_run_does_not_train_again(weights: str, tmp_path: Path):
+    history, _, _ = _train(tmp_path, weights)
+    again, best, _ = _train(tmp_path, weights)
+    assert again == history
+    assert best == []
