@@ -163,12 +163,16 @@ def _fit(
     callbacks = _callbacks(recipe, phase, state, save_best)
     saver = SaveState(run, phase, epochs, callbacks, restored)
     log = keras.callbacks.TensorBoard(str(run.path / "tensorboard" / phase), write_graph=False)
+    batch_size = _divisible_batch_size(len(train[0]), recipe.batch_size)
     model.fit(
-        _train_batches(train, recipe, first_epoch),
+        _train_batches(train, recipe, batch_size, first_epoch),
         validation_data=input_pipeline.eval_dataset(
-            val[0], recipe.batch_size, val[1], recipe.num_classes
+            val[0],
+            _divisible_batch_size(len(val[0]), recipe.batch_size),
+            val[1],
+            recipe.num_classes,
         ),
-        steps_per_epoch=input_pipeline.steps_per_epoch(len(train[0]), recipe.batch_size),
+        steps_per_epoch=input_pipeline.steps_per_epoch(len(train[0]), batch_size),
         initial_epoch=first_epoch,
         epochs=epochs,
         callbacks=[_Reseed(recipe.seed), *callbacks.values(), log, saver],
@@ -195,8 +199,22 @@ class _Reseed(keras.callbacks.Callback):
             state.assign([self._seed + index, epoch << 20])
 
 
+def _divisible_batch_size(num_faces: int, batch_size: int) -> int:
+    """Return the largest batch size up to `batch_size` that all devices can share.
+
+    Keras averages the first batch over the devices, so it must divide evenly, and no device
+    may be left without a face of the last batch. With one device any size will do.
+    """
+    devices = tf.distribute.get_strategy().num_replicas_in_sync
+    for size in range(min(batch_size, num_faces), devices - 1, -1):
+        remainder = num_faces % size
+        if size % devices == 0 and (remainder == 0 or remainder >= devices):
+            return size
+    return batch_size
+
+
 def _train_batches(
-    train: tuple[np.ndarray, np.ndarray], recipe: Recipe, first_epoch: int
+    train: tuple[np.ndarray, np.ndarray], recipe: Recipe, batch_size: int, first_epoch: int
 ) -> tf.data.Dataset:
     options = tf.data.Options()
     # A mirrored strategy splits each batch; sharding the source would drop faces.
@@ -204,7 +222,7 @@ def _train_batches(
     return input_pipeline.train_dataset(
         *train,
         num_classes=recipe.num_classes,
-        batch_size=recipe.batch_size,
+        batch_size=batch_size,
         seed=recipe.seed,
         balance=recipe.balance,
         first_epoch=first_epoch,

@@ -1,0 +1,40 @@
+@echo off
+rem run.bat              set up .venv, then train, evaluate and export on the drawn sample data
+rem run.bat test         set up .venv with the test tools, then run all tests
+rem run.bat MODULE ...   set up .venv, then python -m fmd_tf.MODULE ... (for example train)
+setlocal
+set "root=%~dp0"
+set "python=%root%.venv\Scripts\python.exe"
+set "extra="
+if "%~1"=="test" set "extra=[dev]"
+if not exist "%python%" (
+    echo Setting up %root%.venv, a few minutes the first time
+    py -3 -m venv "%root%.venv" || exit /b 1
+)
+if not exist "%root%.venv\installed%extra%" (
+    "%python%" -m pip install --quiet --disable-pip-version-check --editable "%root%.%extra%" || exit /b 1
+    type nul > "%root%.venv\installed%extra%"
+)
+if "%~1"=="" goto sample
+if "%~1"=="test" goto test
+set "module=%~1"
+set "rest="
+:collect
+shift
+if "%~1"=="" goto module
+set "rest=%rest% %1"
+goto collect
+:module
+"%python%" -m fmd_tf.%module%%rest%
+exit /b %errorlevel%
+:sample
+cd /d "%root%"
+"%python%" -m fmd_tf.train --sample --image-size 64 --epochs 14 --checkpoint-dir checkpoints\sample --results-dir results\sample --export-dir savedmodel\sample
+exit /b %errorlevel%
+:test
+cd /d "%root%"
+"%python%" -m ruff check . || exit /b 1
+"%python%" -m ruff format --check . || exit /b 1
+"%python%" -m mypy || exit /b 1
+"%python%" -m pytest
+exit /b %errorlevel%

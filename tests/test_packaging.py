@@ -1,0 +1,61 @@
+"""The files that set the project up agree with each other."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.fixture(scope="module")
+def environment() -> dict:
+    return yaml.safe_load((ROOT / "environment.yml").read_text())
+
+
+def test_conda_brings_the_python_that_the_project_asks_for(project: dict, environment: dict):
+    python = next(each for each in environment["dependencies"] if str(each).startswith("python"))
+    assert python == f"python{project['requires-python']}"
+
+
+def test_conda_installs_the_project_and_nothing_beside_it(environment: dict):
+    """Every version stands in pyproject.toml alone, so nothing can contradict it."""
+    assert environment["dependencies"][1:] == ["pip", {"pip": ["-e ."]}]
+    assert environment["name"] == "fmd_tf"
+
+
+def test_gpu_extra_is_the_tensorflow_of_the_project(project: dict):
+    (tensorflow,) = [each for each in project["dependencies"] if each.startswith("tensorflow>")]
+    extra = tensorflow.replace("tensorflow", "tensorflow[and-cuda]", 1)
+    assert project["optional-dependencies"]["gpu"] == [extra]
+    assert "[gpu]" in (ROOT / "environment.yml").read_text()
+
+
+def test_every_import_is_a_dependency(project: dict):
+    names = {re.split(r"[<>=\[]", each)[0].replace("-", "_") for each in project["dependencies"]}
+    names |= {"PIL", "absl", "sklearn", "tensorflow_serving"}  # Named otherwise on PyPI.
+    source = "\n".join(path.read_text() for path in (ROOT / "fmd_tf").rglob("*.py"))
+    imported = set(re.findall(r"^(?:from|import) (\w+)", source, flags=re.MULTILINE))
+    standard = {"__future__", "fmd_tf", *__import__("sys").stdlib_module_names}
+    assert imported - standard - names == set()
+
+
+def test_both_scripts_run_the_same_main_job():
+    def flags(name: str) -> list[str]:
+        text = (ROOT / name).read_text().replace("\\\n", " ").replace("\\", "/")
+        return re.findall(r"-m fmd_tf\.train (--sample[^\n]*)", text)[0].split()
+
+    assert flags("run.sh") == flags("run.bat")
+
+
+def test_scripts_are_valid_bash():
+    for name in ("run.sh", ".ci/run"):
+        subprocess.run(["bash", "-n", ROOT / name], check=True)

@@ -1,0 +1,188 @@
+"""The whole run through its entry point, on drawn data with a small model."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from fmd_tf import evaluate, train
+from fmd_tf.model import load_model
+
+SMALL = [
+    *("--model-name", "mobilenet", "--weights", "none", "--image-size", "32"),
+    *("--epochs", "2", "--batch-size", "16"),
+]
+METRICS = {
+    "config.json",
+    "confusion_matrix.png",
+    "gradcam.png",
+    "metrics.json",
+    "mistakes.png",
+    "predictions.csv",
+    "reliability.png",
+    "split.json",
+    "training_history.json",
+    "training_history.png",
+}
+
+
+@pytest.fixture(autouse=True)
+def _prepared_data_stays_in_the_test(tmp_path_factory, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path_factory.getbasetemp() / "tfds"))
+
+
+def _arguments(data_dir: Path, folder: Path, *more: str) -> list[str]:
+    return [
+        *("--data-dir", str(data_dir)),
+        *("--checkpoint-dir", str(folder / "checkpoints")),
+        *("--results-dir", str(folder / "results")),
+        *("--export-dir", str(folder / "savedmodel")),
+        *SMALL,
+        *more,
+    ]
+
+
+@pytest.fixture(scope="module")
+def trained(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    assert train.main(_arguments(sample_dir, folder)) == 0
+    return folder
+
+
+def test_results_are_complete(trained: Path):
+    folder = trained / "results" / "metrics"
+    assert {path.name for path in folder.iterdir()} == METRICS
+    metrics = json.loads((folder / "metrics.json").read_text())
+    split = json.loads((folder / "split.json").read_text())
+    with (folder / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == metrics["all_faces"]["num_faces"]
+    assert {row["photo"] for row in rows} <= set(split["test"])
+    right = np.mean([row["label"] == row["predicted"] for row in rows])
+    assert metrics["all_faces"]["accuracy"] == pytest.approx(right)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["settings"]["epochs"] == 2
+    assert config["versions"]["tensorflow"] == tf.__version__
+    history = json.loads((folder / "training_history.json").read_text())
+    assert [record["epoch"] for record in history] == [0, 1]
+
+
+def test_the_same_crop_gets_the_same_label_everywhere(trained: Path, sample_dir: Path):
+    """In Python and through the SavedModel, loaded in a session as TF Serving does."""
+    model, card = load_model(trained / "checkpoints" / "best_model.keras")
+    crops = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), dtype=np.uint8)
+    expected = model.predict(crops, verbose=0)
+    encoded = [tf.io.encode_png(crop).numpy() for crop in crops]
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        version = str(trained / "savedmodel" / "1")
+        loaded = tf.compat.v1.saved_model.load(session, ["serve"], version)
+        signature = loaded.signature_def["serving_default"]
+        outputs = session.run(
+            {name: info.name for name, info in signature.outputs.items()},
+            {signature.inputs["image_bytes"].name: encoded},
+        )
+    np.testing.assert_allclose(outputs["probabilities"], expected, atol=1e-4)
+    names = [card.class_names[row] for row in expected.argmax(axis=1)]
+    assert [label.decode() for label in outputs["label"]] == names
+
+
+def test_evaluation_of_the_saved_model_gives_the_same_figures(trained: Path, sample_dir: Path):
+    split_file = trained / "results" / "metrics" / "split.json"
+    arguments = [
+        *("--model", str(trained / "checkpoints" / "best_model.keras")),
+        *("--data-dir", str(sample_dir)),
+        *("--results-dir", str(trained / "evaluation")),
+    ]
+    assert evaluate.main([*arguments, "--split-file", str(split_file)]) == 0
+    first, second = (
+        json.loads((trained / name / "metrics" / "metrics.json").read_text())
+        for name in ("results", "evaluation")
+    )
+    assert first == second
+    assert evaluate.main([*arguments, "--split", "all", "--tta"]) == 0
+    every = json.loads((trained / "evaluation" / "metrics" / "metrics.json").read_text())
+    assert every["all_faces"]["num_faces"] > first["all_faces"]["num_faces"]
+
+
+def test_a_finished_run_is_scored_again_without_training(trained: Path, sample_dir, capsys):
+    assert train.main(_arguments(sample_dir, trained)) == 0
+    assert "Epoch" not in capsys.readouterr().out
+
+
+def test_another_configuration_is_refused(trained: Path, sample_dir: Path, capsys):
+    assert train.main(_arguments(sample_dir, trained, "--lr", "0.5")) == 2
+    assert "holds a run with lr None (now 0.5)" in capsys.readouterr().err
+
+
+def test_a_split_can_be_read_back(trained: Path, sample_dir: Path, tmp_path: Path):
+    split_file = trained / "results" / "metrics" / "split.json"
+    more = ["--split-file", str(split_file), "--seed", "3", "--epochs", "1"]
+    assert train.main(_arguments(sample_dir, tmp_path, *more)) == 0
+    again = json.loads((tmp_path / "results" / "metrics" / "split.json").read_text())
+    assert again == json.loads(split_file.read_text())
+
+
+def test_folds_pool_predictions_of_every_face(sample_dir: Path, tmp_path: Path, capsys):
+    more = ["--folds", "2", "--epochs", "1"]
+    assert train.main(_arguments(sample_dir, tmp_path, *more)) == 0
+    metrics = json.loads((tmp_path / "results" / "metrics" / "metrics.json").read_text())
+    xml = [path.read_text() for path in (sample_dir / "annotations").iterdir()]
+    assert metrics["all_faces"]["num_faces"] == sum(text.count("<object>") for text in xml)
+
+
+def _python(arguments: list[str]) -> subprocess.Popen:
+    command = [sys.executable, "-u", "-m", "fmd_tf.train", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_kill_9_and_the_same_command(trained: Path, sample_dir: Path, tmp_path: Path):
+    """A process killed while it trains goes on and ends with the figures of `trained`."""
+    with _python(_arguments(sample_dir, tmp_path)) as process:
+        for line in process.stdout:
+            if line.startswith("Epoch 2"):
+                process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert train.main(_arguments(sample_dir, tmp_path)) == 0
+    first, second = (
+        json.loads((folder / "results" / "metrics" / "training_history.json").read_text())
+        for folder in (trained, tmp_path)
+    )
+    for left, right in zip(first, second, strict=True):
+        assert {**left, "seconds": 0} == pytest.approx({**right, "seconds": 0}, abs=1e-4)
+
+
+def test_ctrl_c_ends_cleanly(sample_dir: Path, tmp_path: Path):
+    with _python(_arguments(sample_dir, tmp_path)) as process:
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("Epoch 2"):
+                process.send_signal(signal.SIGINT)
+    assert process.returncode == 130
+    assert "Traceback" not in "".join(lines)
+    assert lines[-1] == "Stopped. The same command goes on at the last saved epoch.\n"
+
+
+MIRRORED = """
+import sys
+import tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from fmd_tf.train import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_mirrored_strategy_on_two_logical_devices(sample_dir: Path, tmp_path: Path):
+    arguments = _arguments(sample_dir, tmp_path, "--strategy", "mirrored", "--epochs", "1")
+    command = [sys.executable, "-c", MIRRORED, *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ})
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "checkpoints" / "best_model.keras").is_file()
