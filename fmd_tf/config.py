@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 
 from fmd_tf import CLASS_NAMES
 
+MIN_IMAGE_SIZE = 32  # What Keras' applications take.
 IMAGENET, NO_WEIGHTS = "imagenet", "none"
 
 
@@ -76,7 +77,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check every setting once, so that no module has to."""
-        for name in ("image_size", "epochs", "batch_size", "patience"):
+        self._require("image_size", self.image_size >= MIN_IMAGE_SIZE, f"at least {MIN_IMAGE_SIZE}")
+        for name in ("epochs", "batch_size", "patience"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("min_face_size", "head_epochs", "weight_decay", "padding", "seed"):
             self._require(name, getattr(self, name) >= 0, "at least 0")

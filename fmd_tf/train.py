@@ -123,6 +123,8 @@ def _load_data(config: TrainConfig) -> tuple[Crops, Folder]:
     crops = load_crops(
         photos, config.image_size, config.padding, config.square, config.min_face_size
     )
+    if not len(crops):
+        raise ConfigError(f"{data_dir} holds no faces of at least {config.min_face_size} pixels")
     counts = Counter(config.class_names[label] for label in crops.labels)
     print(
         f"{data_dir}: {len(folder.annotations)} photos ({folder.num_without_faces} without "

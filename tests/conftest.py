@@ -46,8 +46,12 @@ def voc_xml(
 
 @pytest.fixture
 def voc_dir(tmp_path: Path) -> Path:
-    """A folder with one valid photo of 40 x 30 pixels and one face in it."""
-    data_dir = tmp_path / "voc"
+    return make_voc_dir(tmp_path)
+
+
+def make_voc_dir(folder: Path) -> Path:
+    """Make `voc` with one valid photo of 40 x 30 pixels and one face in it."""
+    data_dir = folder / "voc"
     for name in ("images", "annotations"):
         (data_dir / name).mkdir(parents=True)
     add_photo(data_dir, "good", faces=[("with_mask", (2, 3, 12, 13))])
