@@ -1,0 +1,58 @@
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import pytest
+
+from fmd_tf.config import ConfigError, TrainConfig, parse_config
+
+
+def test_every_setting_is_a_flag_with_its_default():
+    assert parse_config([], "train") == TrainConfig()
+
+
+def test_flags_are_typed():
+    config = parse_config(
+        ["--class-names", "a", "b", "--lr", "1e-3", "--no-square", "--split-file", "s.json"],
+        "train",
+    )
+    assert config.class_names == ("a", "b")
+    assert config.lr == 0.001
+    assert not config.square
+    assert config.split_file == Path("s.json")
+
+
+def test_flags_of_the_ancestor_work():
+    config = parse_config(
+        "--data-dir d --model-name efficientnet --epochs 3 --batch-size 8 --lr 0.01 --device cuda "
+        "--patience 2 --weight-decay 0.1 --scheduler cosine --checkpoint-dir c --results-dir r "
+        "--seed 5".split(),
+        "train",
+    )
+    assert (config.device, config.scheduler, config.seed) == ("cuda", "cosine", 5)
+
+
+def test_a_configuration_cannot_change():
+    with pytest.raises(FrozenInstanceError):
+        TrainConfig().epochs = 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"epochs": 0}, "--epochs: expected at least 1, got 0"),
+        ({"lr": float("nan")}, "--lr: expected more than 0"),
+        ({"dropout": 1.0}, "--dropout: expected at least 0 and less than 1"),
+        ({"val_fraction": 0.0}, "--val-fraction: expected more than 0"),
+        ({"folds": 1}, "--folds: expected 0 or at least 2"),
+        ({"scheduler": "step"}, "--scheduler: expected one of plateau, cosine, got step"),
+        ({"class_names": ("a", "a")}, "at least two different names"),
+    ],
+)
+def test_bad_settings(settings: dict, expected: str):
+    with pytest.raises(ConfigError, match=expected):
+        TrainConfig(**settings)
+
+
+def test_unknown_settings_fail():
+    with pytest.raises(TypeError):
+        TrainConfig(learning_rate=1)

@@ -1,0 +1,31 @@
+import subprocess
+import sys
+
+import pytest
+import tensorflow as tf
+
+from fmd_tf.devices import make_strategy, precision_policy, select_device
+
+
+@pytest.mark.parametrize("device", ["cuda", "gpu"])
+def test_a_missing_gpu_is_said(device: str, capsys: pytest.CaptureFixture):
+    select_device(device)
+    assert f"--device {device}: TensorFlow sees no GPU; using the CPU" in capsys.readouterr().err
+
+
+def test_precision_that_was_asked_for():
+    assert precision_policy("off") == "float32"
+    assert precision_policy("on") == "mixed_bfloat16"
+    assert precision_policy("auto") in ("float32", "mixed_bfloat16")
+
+
+def test_single_strategy_is_tensorflows_default():
+    assert make_strategy("single") is tf.distribute.get_strategy()
+
+
+def test_cpu_hides_all_gpus():
+    code = (
+        "from fmd_tf.devices import select_device; import tensorflow as tf; "
+        "select_device('cpu'); assert not tf.config.get_visible_devices('GPU')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
