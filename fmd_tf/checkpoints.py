@@ -95,7 +95,7 @@ class RunFolder:
     def _discard(self) -> None:
         for folder in self.path.glob("state-*"):
             shutil.rmtree(folder)
-        for name in (_RUN_FILE, BEST_MODEL, "training_log.csv"):
+        for name in (_RUN_FILE, BEST_MODEL, "training_log.csv", "exported.txt"):
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
 

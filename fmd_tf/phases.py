@@ -160,10 +160,14 @@ def _fit(
         first_epoch = restored.epoch + 1
         model.load_weights(restored.weights)
         print(f"Going on with phase {phase} at epoch {first_epoch + 1}", flush=True)
+    batch_size = _divisible_batch_size(len(train[0]), recipe.batch_size)
     callbacks = _callbacks(recipe, phase, state, save_best)
+    every: list[keras.callbacks.Callback] = [_Reseed(recipe.seed), *callbacks.values()]
+    steps = input_pipeline.steps_per_epoch(len(train[0]), batch_size)
+    if phase == FINE_TUNE and recipe.scheduler == "plateau":
+        every.append(_WarmUp(recipe.lr, steps))
     saver = SaveState(run, phase, epochs, callbacks, restored)
     log = keras.callbacks.TensorBoard(str(run.path / "tensorboard" / phase), write_graph=False)
-    batch_size = _divisible_batch_size(len(train[0]), recipe.batch_size)
     model.fit(
         _train_batches(train, recipe, batch_size, first_epoch),
         validation_data=input_pipeline.eval_dataset(
@@ -172,13 +176,36 @@ def _fit(
             val[1],
             recipe.num_classes,
         ),
-        steps_per_epoch=input_pipeline.steps_per_epoch(len(train[0]), batch_size),
+        steps_per_epoch=steps,
         initial_epoch=first_epoch,
         epochs=epochs,
-        callbacks=[_Reseed(recipe.seed), *callbacks.values(), log, saver],
+        callbacks=[*every, log, saver],
         shuffle=False,  # The data set shuffles by itself.
         verbose=_verbosity(),
     )
+
+
+class _WarmUp(keras.callbacks.Callback):
+    """Raise the learning rate over the first epoch, before Adam's moments mean anything.
+
+    At full rate the first steps undo what pretraining and the head phase have learnt. A
+    schedule would do the same but rules out ReduceLROnPlateau.
+    """
+
+    def __init__(self, lr: float, steps: int):
+        super().__init__()
+        self._lr = lr
+        self._steps = steps
+        self._epoch = 0
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        """Note the epoch."""
+        self._epoch = epoch
+
+    def on_train_batch_begin(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
+        """Set the rate of a step of the first epoch."""
+        if self._epoch == 0:
+            self.model.optimizer.learning_rate = self._lr * min(1.0, (batch + 1) / self._steps)
 
 
 class _Reseed(keras.callbacks.Callback):

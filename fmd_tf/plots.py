@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from fmd_tf.metrics import NUM_BINS, Predictions, calibration_bins, calibration_error
 
@@ -112,6 +113,7 @@ def plot_reliability(predictions: Predictions) -> Figure:
     upper.legend(loc="upper left")
     lower.bar(centers, bins["count"], 0.9 / NUM_BINS, color=_GRAY)
     lower.set_yscale("log")
+    lower.yaxis.set_minor_formatter(NullFormatter())
     lower.set_ylabel("faces")
     lower.set_xlabel("confidence of the prediction")
     lower.set_xlim(0, 1)

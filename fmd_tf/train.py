@@ -85,8 +85,7 @@ def train_and_evaluate(config: TrainConfig) -> dict:
         run = _train(config, crops, split, config.checkpoint_dir)
         model, card = load_model(run.best_model)
         report = _evaluate(config, crops, split, model, run)
-        version_dir = export_saved_model(model, card, config.export_dir)
-        print(f"Best model: {run.best_model}\nSavedModel: {version_dir}")
+        _export_once(model, card, config.export_dir, run)
     _write_config(config, folder, time.perf_counter() - started)
     print(f"Results: {config.results_dir / 'metrics'}")
     print(format_summary(report, config.class_names))
@@ -277,6 +276,16 @@ def _evaluate(
         model=model,
         history=state.history if state else None,
     )
+
+
+def _export_once(model: keras.Model, card: ModelCard, export_dir: Path, run: RunFolder) -> None:
+    """Export the best model, unless a rerun finds that it has been."""
+    record = run.path / "exported.txt"
+    version = Path(record.read_text(encoding="utf-8")) if record.is_file() else None
+    if version is None or version.parent != export_dir or not version.is_dir():
+        version = export_saved_model(model, card, export_dir)
+        write_text(record, str(version))
+    print(f"Best model: {run.best_model}\nSavedModel: {version}")
 
 
 def _cross_validate(config: TrainConfig, crops: Crops) -> dict:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -114,6 +115,7 @@ def test_evaluation_of_the_saved_model_gives_the_same_figures(trained: Path, sam
 def test_a_finished_run_is_scored_again_without_training(trained: Path, sample_dir, capsys):
     assert train.main(_arguments(sample_dir, trained)) == 0
     assert "Epoch" not in capsys.readouterr().out
+    assert [path.name for path in (trained / "savedmodel").iterdir()] == ["1"]
 
 
 def test_another_configuration_is_refused(trained: Path, sample_dir: Path, capsys):
@@ -168,6 +170,14 @@ def test_ctrl_c_ends_cleanly(sample_dir: Path, tmp_path: Path):
     assert process.returncode == 130
     assert "Traceback" not in "".join(lines)
     assert lines[-1] == "Stopped. The same command goes on at the last saved epoch.\n"
+
+
+def test_too_little_room_is_said_before_training(
+    sample_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    monkeypatch.setattr(train.shutil, "disk_usage", lambda folder: SimpleNamespace(free=5_000_000))
+    assert train.main(_arguments(sample_dir, tmp_path)) == 2
+    assert "has 5 MB free and the run needs" in capsys.readouterr().err
 
 
 MIRRORED = """

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -131,6 +132,8 @@ def load_photos(
     """
     folder = read_folder(data_dir, class_names, skip_invalid)
     config = FaceMaskConfig(name=f"voc_{_fingerprint(folder)}", folder=folder)
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()  # A moving bar is no use in a log file.
     with _silent_logging():
         builder = Builder(config=config, data_dir=tfds_dir)
     builder.download_and_prepare(
