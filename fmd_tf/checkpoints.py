@@ -211,6 +211,8 @@ class SaveState(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Add the epoch to the history and save everything."""
         figures = {name: float(value) for name, value in (logs or {}).items()}
+        # ReduceLROnPlateau reports the rate; with a schedule nobody does.
+        figures.setdefault("learning_rate", float(self.model.optimizer.learning_rate))
         seconds = round(time.perf_counter() - self._started, 2)
         self._run.history.append(
             {"phase": self._phase, "epoch": epoch, **figures, "seconds": seconds}

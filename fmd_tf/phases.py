@@ -160,26 +160,25 @@ def _fit(
         first_epoch = restored.epoch + 1
         model.load_weights(restored.weights)
         print(f"Going on with phase {phase} at epoch {first_epoch + 1}", flush=True)
-    batch_size = _divisible_batch_size(len(train[0]), recipe.batch_size)
-    callbacks = _callbacks(recipe, phase, state, save_best)
-    every: list[keras.callbacks.Callback] = [_Reseed(recipe.seed), *callbacks.values()]
+    batch_size, val_batch_size = (
+        _divisible_batch_size(len(rows), recipe.batch_size) for rows, _ in (train, val)
+    )
     steps = input_pipeline.steps_per_epoch(len(train[0]), batch_size)
-    if phase == FINE_TUNE and recipe.scheduler == "plateau":
-        every.append(_WarmUp(recipe.lr, steps))
-    saver = SaveState(run, phase, epochs, callbacks, restored)
-    log = keras.callbacks.TensorBoard(str(run.path / "tensorboard" / phase), write_graph=False)
+    kept = _kept_callbacks(recipe, phase, state, save_best)
     model.fit(
         _train_batches(train, recipe, batch_size, first_epoch),
         validation_data=input_pipeline.eval_dataset(
-            val[0],
-            _divisible_batch_size(len(val[0]), recipe.batch_size),
-            val[1],
-            recipe.num_classes,
+            val[0], val_batch_size, val[1], recipe.num_classes
         ),
         steps_per_epoch=steps,
         initial_epoch=first_epoch,
         epochs=epochs,
-        callbacks=[*every, log, saver],
+        callbacks=[
+            _Reseed(recipe.seed),
+            *kept.values(),
+            *_plain_callbacks(recipe, phase, steps, run),
+            SaveState(run, phase, epochs, kept, restored),
+        ],
         shuffle=False,  # The data set shuffles by itself.
         verbose=_verbosity(),
     )
@@ -256,7 +255,16 @@ def _train_batches(
     ).with_options(options)
 
 
-def _callbacks(
+def _plain_callbacks(
+    recipe: Recipe, phase: str, steps: int, run: RunFolder
+) -> list[keras.callbacks.Callback]:
+    """Make the callbacks that have nothing to remember."""
+    log = keras.callbacks.TensorBoard(str(run.path / "tensorboard" / phase), write_graph=False)
+    warm_up = phase == FINE_TUNE and recipe.scheduler == "plateau"
+    return [log, *([_WarmUp(recipe.lr, steps)] if warm_up else [])]
+
+
+def _kept_callbacks(
     recipe: Recipe, phase: str, state: TrainingState | None, save_best: SaveBest
 ) -> dict[str, keras.callbacks.Callback]:
     """Make the callbacks that watch validation macro-F1; the best is that of both phases."""

@@ -132,7 +132,7 @@ def test_a_split_can_be_read_back(trained: Path, sample_dir: Path, tmp_path: Pat
 
 
 def test_folds_pool_predictions_of_every_face(sample_dir: Path, tmp_path: Path, capsys):
-    more = ["--folds", "2", "--epochs", "1"]
+    more = ["--folds", "2", "--epochs", "1", "--scheduler", "cosine"]
     assert train.main(_arguments(sample_dir, tmp_path, *more)) == 0
     metrics = json.loads((tmp_path / "results" / "metrics" / "metrics.json").read_text())
     xml = [path.read_text() for path in (sample_dir / "annotations").iterdir()]
