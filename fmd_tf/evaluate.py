@@ -12,6 +12,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from fmd_tf.input_pipeline import Crops, eval_dataset, load_crops
 from fmd_tf.metrics import Predictions, compute_metrics, format_summary
 from fmd_tf.model import ModelCard, ModelError, load_model
 from fmd_tf.splits import SplitError, load_split
-from fmd_tf.voc import AnnotationError
+from fmd_tf.voc import AnnotationError, Folder
 
 _USER_ERRORS = (AnnotationError, ModelError, OSError, SplitError)
 
@@ -82,11 +83,14 @@ def evaluate(arguments: argparse.Namespace) -> tuple[dict[str, Any], ModelCard]:
     Raises:
         ValueError: A subclass for each kind of unusable input, with a message for the user.
     """
-    _require_writable(arguments.results_dir)
     model, card = load_model(arguments.model)
-    photos, _ = load_photos(arguments.data_dir, card.class_names, arguments.skip_invalid)
-    crops = load_crops(photos, card.image_size, card.padding, card.square, arguments.min_face_size)
-    crops = _select_part(crops, arguments)
+    _require_writable(arguments.results_dir)
+    photos, folder = load_photos(arguments.data_dir, card.class_names, arguments.skip_invalid)
+    write_problems(folder, arguments.results_dir)
+    crops = load_crops(photos, card.image_size, card.padding, card.square)
+    crops = _select_part(crops, arguments).at_least(arguments.min_face_size)
+    if not len(crops):
+        raise SplitError(f"no faces to score in {arguments.data_dir}, part {arguments.split}")
     probabilities = predict_probabilities(model, crops.images, arguments.batch_size, arguments.tta)
     metrics = write_report(
         arguments.results_dir,
@@ -110,13 +114,19 @@ def _require_writable(results_dir: Path) -> None:
 def _select_part(crops: Crops, arguments: argparse.Namespace) -> Crops:
     """Return the faces of the part that was asked for."""
     if arguments.split_file:
-        groups = dict(zip(crops.photos, crops.groups.tolist(), strict=True))
-        split = load_split(arguments.split_file, groups)
+        split = load_split(arguments.split_file, crops.group_of_photo)
         if arguments.split != "all":
-            crops = crops.select(getattr(split, arguments.split))
-    if not len(crops):
-        raise SplitError(f"no faces to score in {arguments.data_dir}, part {arguments.split}")
+            return crops.select(getattr(split, arguments.split))
     return crops
+
+
+def write_problems(folder: Folder, results_dir: Path) -> None:
+    """List what `--skip-invalid` left out in `results_dir/metrics/invalid.txt`, if anything."""
+    if folder.problems:
+        path = results_dir / "metrics" / "invalid.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, "\n".join(map(str, folder.problems)) + "\n")
+        print(f"Left out {len(folder.problems)} invalid annotations, listed in {path}")
 
 
 def _write_record(arguments: argparse.Namespace, card: ModelCard) -> None:
@@ -125,7 +135,7 @@ def _write_record(arguments: argparse.Namespace, card: ModelCard) -> None:
         "arguments": vars(arguments),
         "model_sha256": hashlib.sha256(arguments.model.read_bytes()).hexdigest(),
         "training": card.training,
-        "keras": keras.version(),
+        "versions": {name: version(name) for name in ("keras", "numpy", "tensorflow")},
     }
     path = arguments.results_dir / "metrics" / "evaluation.json"
     write_text(path, json.dumps(record, indent=2, default=str))

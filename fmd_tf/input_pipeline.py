@@ -8,7 +8,7 @@ that training, prediction and the exported graph cut faces with the same operati
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,7 @@ class Crops:
         boxes: int32 [num_faces, 4], pixels of the photo, not padded.
         photos: File name of each face's photo.
         groups: int64 [num_faces], group of the photo: what must not be split.
+        group_of_photo: Group of every photo that was read, those without faces too.
     """
 
     images: np.ndarray
@@ -32,6 +33,7 @@ class Crops:
     boxes: np.ndarray
     photos: tuple[str, ...]
     groups: np.ndarray
+    group_of_photo: Mapping[str, int]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -41,6 +43,10 @@ class Crops:
         names = set(photo_names)
         return self._take(np.array([photo in names for photo in self.photos], dtype=bool))
 
+    def at_least(self, min_face_size: int) -> Crops:
+        """Return the faces whose shorter box side has at least so many pixels."""
+        return self._take((self.boxes[:, 2:] - self.boxes[:, :2]).min(axis=1) >= min_face_size)
+
     def _take(self, keep: np.ndarray) -> Crops:
         return Crops(
             images=self.images[keep],
@@ -48,6 +54,7 @@ class Crops:
             boxes=self.boxes[keep],
             photos=tuple(np.array(self.photos, dtype=object)[keep]),
             groups=self.groups[keep],
+            group_of_photo=self.group_of_photo,
         )
 
 
@@ -134,7 +141,6 @@ def load_crops(
     image_size: int,
     padding: float = 0.1,
     square: bool = True,
-    min_face_size: int = 0,
 ) -> Crops:
     """Decode each photo once and keep all its face crops in memory.
 
@@ -143,19 +149,16 @@ def load_crops(
         image_size: Side of the crops in pixels.
         padding: Part of the box's size added on each side.
         square: Cut squares, see `crop_windows`.
-        min_face_size: Leave out faces whose shorter box side has fewer pixels.
 
     Returns:
         The crops, in the order of the photos and of the faces in them.
     """
 
     def crop_photo(example: dict) -> dict:
-        boxes, labels = example["faces"]["bbox"], example["faces"]["label"]
-        keep = tf.reduce_min(boxes[:, 2:] - boxes[:, :2], axis=1) >= min_face_size
-        boxes = tf.boolean_mask(boxes, keep)
+        boxes = example["faces"]["bbox"]
         return {
             "images": crop_faces(example["image"], boxes, image_size, padding, square),
-            "labels": tf.cast(tf.boolean_mask(labels, keep), tf.int32),
+            "labels": tf.cast(example["faces"]["label"], tf.int32),
             "boxes": tf.cast(boxes, tf.int32),
             "photo": example["image/filename"],
             "group": tf.cast(example["group"], tf.int64),
@@ -170,6 +173,7 @@ def _gather_crops(cropped: Iterator[dict], image_size: int) -> Crops:
     images = [np.zeros((0, image_size, image_size, 3), np.uint8)]
     labels, boxes = [np.zeros(0, np.int32)], [np.zeros((0, 4), np.int32)]
     groups, photos = [np.zeros(0, np.int64)], list[str]()
+    group_of_photo = {}
     for example in cropped:
         num_faces = len(example["labels"])
         images.append(example["images"])
@@ -177,12 +181,14 @@ def _gather_crops(cropped: Iterator[dict], image_size: int) -> Crops:
         boxes.append(example["boxes"])
         groups.append(np.full(num_faces, example["group"], np.int64))
         photos += [example["photo"].decode()] * num_faces
+        group_of_photo[example["photo"].decode()] = int(example["group"])
     return Crops(
         images=np.concatenate(images),
         labels=np.concatenate(labels),
         boxes=np.concatenate(boxes),
         photos=tuple(photos),
         groups=np.concatenate(groups),
+        group_of_photo=group_of_photo,
     )
 
 

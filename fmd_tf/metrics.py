@@ -166,13 +166,12 @@ def _figures(confusion: np.ndarray) -> dict[str, np.ndarray]:
     recall = hits / np.maximum(actual, 1)
     f1 = 2 * hits / np.maximum(actual + predicted, 1)
     total = confusion.sum(axis=(-2, -1))
-    with np.errstate(invalid="ignore"):
-        accuracy = hits.sum(axis=-1) / total
+    some = np.where(total > 0, total, np.nan)  # Of no faces, overall figures are undefined.
     return {
-        "accuracy": accuracy,
-        "macro_precision": precision.mean(axis=-1),
-        "macro_recall": recall.mean(axis=-1),
-        "macro_f1": f1.mean(axis=-1),
+        "accuracy": hits.sum(axis=-1) / some,
+        "macro_precision": precision.mean(axis=-1) * total / some,
+        "macro_recall": recall.mean(axis=-1) * total / some,
+        "macro_f1": f1.mean(axis=-1) * total / some,
         "precision": precision,
         "recall": recall,
         "f1": f1,
@@ -257,6 +256,7 @@ def _by_size(predictions: Predictions, class_names: Sequence[str]) -> list[dict[
                 "pixels": f"under {high}" if low == 0 else f"{low} and more",
                 "num_faces": len(part.labels),
                 "accuracy": _number(figures["accuracy"]),
+                "macro_f1": _number(figures["macro_f1"]),
                 "recall": {
                     name: _number(figures["recall"][i]) if support[i] else None
                     for i, name in enumerate(class_names)

@@ -174,7 +174,7 @@ def _deal(
     num_classes = 1 + max((max(each, default=0) for each in labels_by_photo.values()), default=0)
     counts = np.zeros((rows.max(initial=-1) + 1, num_classes))
     for row, photo in zip(rows, photos, strict=True):
-        counts[row] += np.bincount(labels_by_photo[photo], minlength=num_classes)
+        counts[row] += np.bincount(np.array(labels_by_photo[photo], int), minlength=num_classes)
     num_parts = sum(fraction > 0 for fraction in fractions)
     if len(counts) < num_parts:
         raise SplitError(

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -25,7 +25,7 @@ from fmd_tf.checkpoints import CheckpointError, RunFolder, write_text
 from fmd_tf.config import IMAGENET, NO_WEIGHTS, ConfigError, TrainConfig, parse_config
 from fmd_tf.devices import make_strategy, precision_policy, select_device
 from fmd_tf.download import DataNotFoundError, find_data
-from fmd_tf.evaluate import predict_probabilities, write_report
+from fmd_tf.evaluate import predict_probabilities, write_problems, write_report
 from fmd_tf.export import export_saved_model
 from fmd_tf.face_mask_dataset import load_photos
 from fmd_tf.input_pipeline import Crops, load_crops
@@ -82,6 +82,7 @@ def train_and_evaluate(config: TrainConfig) -> dict:
         report = _cross_validate(config, crops)
     else:
         split = _choose_split(config, crops)
+        crops = crops.at_least(config.min_face_size)
         run = _train(config, crops, split, config.checkpoint_dir)
         model, card = load_model(run.best_model)
         report = _evaluate(config, crops, split, model, run)
@@ -119,10 +120,8 @@ def _load_data(config: TrainConfig) -> tuple[Crops, Folder]:
     """Read the annotations and cut all faces."""
     data_dir = write_sample(SAMPLE_DIR) if config.sample else find_data(config.data_dir)
     photos, folder = load_photos(data_dir, config.class_names, skip_invalid=config.skip_invalid)
-    crops = load_crops(
-        photos, config.image_size, config.padding, config.square, config.min_face_size
-    )
-    if not len(crops):
+    crops = load_crops(photos, config.image_size, config.padding, config.square)
+    if not len(crops.at_least(config.min_face_size)):
         raise ConfigError(f"{data_dir} holds no faces of at least {config.min_face_size} pixels")
     counts = Counter(config.class_names[label] for label in crops.labels)
     print(
@@ -130,30 +129,26 @@ def _load_data(config: TrainConfig) -> tuple[Crops, Folder]:
         f"faces), {len(crops)} faces ({folder.num_clipped} clipped to the photo): "
         + ", ".join(f"{counts[name]} {name}" for name in config.class_names)
     )
-    if folder.problems:
-        invalid = config.results_dir / "metrics" / "invalid.txt"
-        invalid.parent.mkdir(parents=True, exist_ok=True)
-        write_text(invalid, "\n".join(map(str, folder.problems)) + "\n")
-        print(f"Left out {len(folder.problems)} invalid annotations, listed in {invalid}")
+    write_problems(folder, config.results_dir)
     return crops, folder
 
 
-def _labels_and_groups(crops: Crops) -> tuple[dict[str, list[int]], dict[str, int]]:
-    """Return the labels of each photo's faces and the group of each photo."""
-    labels = defaultdict(list)
+def _labels_by_photo(crops: Crops) -> dict[str, list[int]]:
+    """Return the labels of each photo's faces; the size of faces does not change a split."""
+    labels: dict[str, list[int]] = {photo: [] for photo in crops.group_of_photo}
     for photo, label in zip(crops.photos, crops.labels, strict=True):
         labels[photo].append(int(label))
-    groups = {photo: int(group) for photo, group in zip(crops.photos, crops.groups, strict=True)}
-    return dict(labels), groups
+    return labels
 
 
 def _choose_split(config: TrainConfig, crops: Crops) -> Split:
     """Read the split that was asked for, or make it; keep it with the results."""
-    labels, groups = _labels_and_groups(crops)
+    groups = crops.group_of_photo
     if config.split_file:
         split = load_split(config.split_file, groups)
     else:
-        split = make_split(labels, groups, config.val_fraction, config.test_fraction, config.seed)
+        fractions = (config.val_fraction, config.test_fraction)
+        split = make_split(_labels_by_photo(crops), groups, *fractions, config.seed)
     path = config.results_dir / "metrics" / "split.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     save_split(split, groups, path)
@@ -290,8 +285,9 @@ def _export_once(model: keras.Model, card: ModelCard, export_dir: Path, run: Run
 
 def _cross_validate(config: TrainConfig, crops: Crops) -> dict:
     """Train a model a fold and report on the pooled predictions of faces it did not see."""
-    labels, groups = _labels_and_groups(crops)
+    groups, labels = crops.group_of_photo, _labels_by_photo(crops)
     folds = make_folds(labels, groups, config.folds, config.val_fraction, config.seed)
+    crops = crops.at_least(config.min_face_size)
     pooled, order = [], []
     for index, split in enumerate(folds):
         print(f"Fold {index + 1} of {len(folds)}", flush=True)

@@ -204,7 +204,7 @@ def _hint(readers: Sequence[_Reader], class_names: Sequence[str]) -> str:
     if unknown:
         names = [name for name in class_names if name in found] + unknown
         counts = ", ".join(f"{name} ({found[name]})" for name in names)
-        hint += f" Classes in the data: {counts}. To train on these: --class-names"
+        hint += f" Classes in the data: {counts}. A model of these is trained with --class-names"
         hint = " ".join([hint, *names])
     return hint
 

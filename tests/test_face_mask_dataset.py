@@ -39,6 +39,19 @@ def test_a_changed_folder_is_prepared_anew(voc_dir: Path, tmp_path: Path):
     assert len(list(photos)) == 2
 
 
+def test_tfds_load_by_name(voc_dir: Path, tmp_path: Path):
+    photos = tfds.load(
+        "face_mask_dataset",
+        split="train",
+        data_dir=tmp_path / "tfds",
+        download_and_prepare_kwargs={
+            "download_config": tfds.download.DownloadConfig(manual_dir=voc_dir)
+        },
+    )
+    (example,) = photos
+    assert example["image/filename"].numpy() == b"good.png"
+
+
 def test_tfds_load_reads_the_prepared_copy(voc_dir: Path, tmp_path: Path):
     load_photos(voc_dir, tfds_dir=tmp_path / "tfds")
     (prepared,) = (tmp_path / "tfds" / "face_mask_dataset").glob("voc_*/1.0.0")

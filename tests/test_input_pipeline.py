@@ -69,7 +69,8 @@ def test_load_crops_keeps_faces_of_enough_pixels(voc_dir, tmp_path):
     assert every.photos == ("good.png", "two.png", "two.png")
     assert every.labels.tolist() == [0, 1, 0]
     assert every.images.shape == (3, 16, 16, 3)
-    large = load_crops(photos, 16, min_face_size=10)  # The second face is 8 px wide.
+    assert set(every.group_of_photo) == {"good.png", "two.png", "zero.png"}
+    large = every.at_least(10)  # The second face is 8 px wide.
     assert large.boxes.tolist() == [[2, 3, 12, 13], [5, 5, 20, 20]]
     assert every.select(["two.png"]).labels.tolist() == [1, 0]
 

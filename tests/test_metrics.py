@@ -106,6 +106,7 @@ def test_a_class_without_faces_is_named_and_json_is_finite():
     assert metrics["all_faces"]["classes_without_faces"] == ["b", "c"]
     json.dumps(metrics, allow_nan=False)
     assert metrics["faces_10px"]["accuracy"] is None
+    assert metrics["faces_10px"]["macro_f1"] is None
 
 
 def test_concatenate_pools_folds():

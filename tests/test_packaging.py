@@ -41,7 +41,7 @@ def test_gpu_extra_is_the_tensorflow_of_the_project(project: dict):
 
 def test_every_import_is_a_dependency(project: dict):
     names = {re.split(r"[<>=\[]", each)[0].replace("-", "_") for each in project["dependencies"]}
-    names |= {"PIL", "absl", "sklearn", "tensorflow_serving"}  # Named otherwise on PyPI.
+    names |= {"PIL", "absl", "google", "sklearn", "tensorflow_serving"}  # Named otherwise on PyPI.
     source = "\n".join(path.read_text() for path in (ROOT / "fmd_tf").rglob("*.py"))
     imported = set(re.findall(r"^(?:from|import) (\w+)", source, flags=re.MULTILINE))
     standard = {"__future__", "fmd_tf", *__import__("sys").stdlib_module_names}

@@ -1,5 +1,6 @@
 """Real training on a few crops: it learns, and a killed run ends like an undisturbed one."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -8,7 +9,7 @@ import pytest
 
 from fmd_tf.checkpoints import RunFolder
 from fmd_tf.input_pipeline import Crops
-from fmd_tf.model import build_model
+from fmd_tf.model import build_model, dtype_policy
 from fmd_tf.phases import FINE_TUNE, HEAD, Recipe, train_model
 
 RECIPE = Recipe(
@@ -34,7 +35,7 @@ def _crops(count: int, seed: int) -> Crops:
     images = generator.integers(0, 120, (count, 32, 32, 3), dtype=np.uint8)
     images[np.arange(count), :, :, labels] += 100
     boxes = np.tile(np.array([[0, 0, 20, 20]], np.int32), (count, 1))
-    return Crops(images, labels, boxes, ("a.png",) * count, np.zeros(count, np.int64))
+    return Crops(images, labels, boxes, ("a.png",) * count, np.zeros(count, np.int64), {})
 
 
 class _KilledError(Exception):
@@ -114,3 +115,16 @@ def test_a_finished_run_does_not_train_again(weights: str, tmp_path: Path):
     again, best, _ = _train(tmp_path, weights)
     assert again == history
     assert best == []
+
+
+def test_half_precision_with_loss_scaling_trains(tmp_path: Path):
+    """What older GPUs do: float16 with a scaled loss, and the rate still follows the plan."""
+    run = RunFolder(tmp_path)
+    run.open({})
+    with dtype_policy("mixed_float16"):
+        model = build_model("mobilenet", 32, 3, "none")
+        recipe = replace(RECIPE, epochs=1, head_epochs=0)
+        train_model(model, _crops(24, 0), _crops(9, 1), recipe, run, lambda *figures: None)
+    (record,) = run.history
+    assert np.isfinite(record["loss"])
+    assert record["learning_rate"] == pytest.approx(recipe.lr)
