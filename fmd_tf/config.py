@@ -8,9 +8,8 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from fmd_tf import CLASS_NAMES
+from fmd_tf import CLASS_NAMES, MIN_IMAGE_SIZE
 
-MIN_IMAGE_SIZE = 32  # What Keras' applications take.
 IMAGENET, NO_WEIGHTS = "imagenet", "none"
 
 

@@ -23,7 +23,7 @@ from fmd_tf import plots
 from fmd_tf.checkpoints import write_text
 from fmd_tf.face_mask_dataset import load_photos
 from fmd_tf.gradcam import plot_grad_cam
-from fmd_tf.input_pipeline import Crops, eval_dataset, load_crops
+from fmd_tf.input_pipeline import eval_dataset, load_crops
 from fmd_tf.metrics import Predictions, compute_metrics, format_summary
 from fmd_tf.model import ModelCard, ModelError, load_model
 from fmd_tf.splits import SplitError, load_split
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the process' exit code."""
     arguments = _parse(argv)
     try:
-        metrics, card = evaluate(arguments)
+        metrics, card = evaluate(**vars(arguments))
     except _USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -71,11 +71,33 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def evaluate(arguments: argparse.Namespace) -> tuple[dict[str, Any], ModelCard]:
-    """Load, predict and write the report of one command line.
+def evaluate(
+    model: Path,
+    data_dir: Path,
+    results_dir: Path,
+    split_file: Path | None = None,
+    split: str = "all",
+    tta: bool = False,
+    batch_size: int = 32,
+    min_face_size: int = 0,
+    skip_invalid: bool = False,
+    num_bootstrap: int = 1000,
+    seed: int = 0,
+) -> tuple[dict[str, Any], ModelCard]:
+    """Score a saved model on a VOC folder and write the report.
 
     Args:
-        arguments: The flags of the command line.
+        model: A `.keras` file of a training.
+        data_dir: Folder with `images/` and `annotations/`.
+        results_dir: `metrics/` is written there.
+        split_file: A `split.json`; needed for every part but "all".
+        split: Part to score: "train", "val", "test" or "all".
+        tta: Average each crop's probabilities with those of its mirror image.
+        batch_size: Crops a step.
+        min_face_size: Leave out faces with a shorter side of fewer pixels.
+        skip_invalid: Leave out invalid annotations instead of raising.
+        num_bootstrap: Number of bootstrap samples for the intervals.
+        seed: Seed of the bootstrap.
 
     Returns:
         What `metrics.json` holds, and the model's card.
@@ -83,25 +105,29 @@ def evaluate(arguments: argparse.Namespace) -> tuple[dict[str, Any], ModelCard]:
     Raises:
         ValueError: A subclass for each kind of unusable input, with a message for the user.
     """
-    model, card = load_model(arguments.model)
-    _require_writable(arguments.results_dir)
-    photos, folder = load_photos(arguments.data_dir, card.class_names, arguments.skip_invalid)
-    write_problems(folder, arguments.results_dir)
+    classifier, card = load_model(model)
+    _require_writable(results_dir)
+    photos, folder = load_photos(data_dir, card.class_names, skip_invalid)
+    write_problems(folder, results_dir)
     crops = load_crops(photos, card.image_size, card.padding, card.square)
-    crops = _select_part(crops, arguments).at_least(arguments.min_face_size)
+    if split_file:
+        parts = load_split(split_file, crops.group_of_photo)
+        crops = crops if split == "all" else crops.select(getattr(parts, split))
+    crops = crops.at_least(min_face_size)
     if not len(crops):
-        raise SplitError(f"no faces to score in {arguments.data_dir}, part {arguments.split}")
-    probabilities = predict_probabilities(model, crops.images, arguments.batch_size, arguments.tta)
+        raise SplitError(f"no faces to score in {data_dir}, part {split}")
+    probabilities = predict_probabilities(classifier, crops.images, batch_size, tta)
     metrics = write_report(
-        arguments.results_dir,
+        results_dir,
         Predictions.from_crops(crops, probabilities),
         card.class_names,
         crops_images=crops.images,
-        model=model,
-        num_bootstrap=arguments.num_bootstrap,
-        seed=arguments.seed,
+        model=classifier,
+        num_bootstrap=num_bootstrap,
+        seed=seed,
     )
-    _write_record(arguments, card)
+    record = {"model": model, "data_dir": data_dir, "split_file": split_file, "split": split}
+    _write_record(results_dir, {**record, "tta": tta, "min_face_size": min_face_size}, card)
     return metrics, card
 
 
@@ -109,15 +135,6 @@ def _require_writable(results_dir: Path) -> None:
     (results_dir / "metrics").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=results_dir / "metrics"):
         pass
-
-
-def _select_part(crops: Crops, arguments: argparse.Namespace) -> Crops:
-    """Return the faces of the part that was asked for."""
-    if arguments.split_file:
-        split = load_split(arguments.split_file, crops.group_of_photo)
-        if arguments.split != "all":
-            return crops.select(getattr(split, arguments.split))
-    return crops
 
 
 def write_problems(folder: Folder, results_dir: Path) -> None:
@@ -129,16 +146,17 @@ def write_problems(folder: Folder, results_dir: Path) -> None:
         print(f"Left out {len(folder.problems)} invalid annotations, listed in {path}")
 
 
-def _write_record(arguments: argparse.Namespace, card: ModelCard) -> None:
+def _write_record(results_dir: Path, settings: dict[str, Any], card: ModelCard) -> None:
     """Keep what was scored and how."""
     record = {
-        "arguments": vars(arguments),
-        "model_sha256": hashlib.sha256(arguments.model.read_bytes()).hexdigest(),
+        **settings,
+        "model_sha256": hashlib.sha256(settings["model"].read_bytes()).hexdigest(),
         "training": card.training,
         "versions": {name: version(name) for name in ("keras", "numpy", "tensorflow")},
     }
-    path = arguments.results_dir / "metrics" / "evaluation.json"
-    write_text(path, json.dumps(record, indent=2, default=str))
+    write_text(
+        results_dir / "metrics" / "evaluation.json", json.dumps(record, indent=2, default=str)
+    )
 
 
 def predict_probabilities(

@@ -106,7 +106,6 @@ def export_saved_model(
     Raises:
         ExportError: The version is not usable or exists already, or model and card disagree.
     """
-    output_dir = Path(output_dir)
     _require_agreement(model, card)
     version = _next_version(output_dir) if version is None else version
     if version < 1:
@@ -180,6 +179,9 @@ def _write(model: keras.Model, card: ModelCard, folder: Path) -> None:
         setattr(module, f"endpoint_{name}", endpoint)
     tf.saved_model.save(module, str(folder), signatures=endpoints)
     _write_assets(card, folder / "assets.extra")
+    # Servers run under users of their own.
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def _classifier(model: keras.Model, card: ModelCard) -> Classifier:

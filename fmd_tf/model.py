@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import keras
+
+from fmd_tf import MIN_IMAGE_SIZE
 
 _CARD_MEMBER = "fmd_tf.json"
 
@@ -50,7 +52,6 @@ class _Backbone:
 
     build: Callable[..., keras.Model]
     preprocess: Callable[[keras.KerasTensor], keras.KerasTensor]
-    min_size: int
 
 
 def _caffe(image: keras.KerasTensor) -> keras.KerasTensor:
@@ -71,9 +72,9 @@ def _inside(image: keras.KerasTensor) -> keras.KerasTensor:
 
 
 _BACKBONES = {
-    "resnet50": _Backbone(keras.applications.ResNet50, _caffe, 32),
-    "efficientnet": _Backbone(keras.applications.EfficientNetB0, _inside, 32),
-    "mobilenet": _Backbone(keras.applications.MobileNetV2, _unit, 32),
+    "resnet50": _Backbone(keras.applications.ResNet50, _caffe),
+    "efficientnet": _Backbone(keras.applications.EfficientNetB0, _inside),
+    "mobilenet": _Backbone(keras.applications.MobileNetV2, _unit),
 }
 MODEL_NAMES = tuple(_BACKBONES)
 
@@ -110,10 +111,8 @@ def build_model(
     if model_name not in _BACKBONES:
         raise ModelError(f"expected a model name of {', '.join(MODEL_NAMES)}, got {model_name!r}")
     backbone = _BACKBONES[model_name]
-    if image_size < backbone.min_size:
-        raise ModelError(
-            f"expected an image size of at least {backbone.min_size}, got {image_size}"
-        )
+    if image_size < MIN_IMAGE_SIZE:
+        raise ModelError(f"expected an image size of at least {MIN_IMAGE_SIZE}, got {image_size}")
     features = _load_backbone(backbone, model_name, image_size, weights)
     if weights == "none":
         _speed_up_batch_norm(features)
@@ -270,8 +269,3 @@ def load_model(path: Path | str) -> tuple[keras.Model, ModelCard]:
 def _parse_card(text: bytes) -> ModelCard:
     fields = json.loads(text)
     return ModelCard(**{**fields, "class_names": tuple(fields["class_names"])})
-
-
-def same_classes(card: ModelCard, class_names: Sequence[str]) -> bool:
-    """Tell whether a model's classes are these, in this order."""
-    return card.class_names == tuple(class_names)

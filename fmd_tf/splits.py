@@ -37,7 +37,6 @@ In the Kaggle data all 184 photos of this size are from one series of selfies of
 """
 
 _NUM_CANDIDATES = 1000
-_FORMAT_VERSION = 1
 
 
 class SplitError(ValueError):
@@ -223,7 +222,7 @@ def save_split(split: Split, groups: Mapping[str, int], path: Path) -> None:
         path: File to write.
     """
     parts = {part.name: list(getattr(split, part.name)) for part in fields(Split)}
-    record = {"format_version": _FORMAT_VERSION, **parts, "groups": dict(groups)}
+    record = {**parts, "groups": dict(groups)}
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(record, indent=1), encoding="utf-8")
     partial.replace(path)

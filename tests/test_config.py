@@ -1,9 +1,10 @@
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 
 import pytest
 
 from fmd_tf.config import ConfigError, TrainConfig, parse_config
+from fmd_tf.model import MODEL_NAMES
 
 
 def test_every_setting_is_a_flag_with_its_default():
@@ -29,6 +30,12 @@ def test_flags_of_the_ancestor_work():
         "train",
     )
     assert (config.device, config.scheduler, config.seed) == ("cuda", "cosine", 5)
+
+
+def test_model_names_are_those_that_can_be_built():
+    """The configuration lists them by itself: it must not import TensorFlow."""
+    (setting,) = [each for each in fields(TrainConfig) if each.name == "model_name"]
+    assert setting.metadata["choices"] == MODEL_NAMES
 
 
 def test_a_configuration_cannot_change():

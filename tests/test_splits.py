@@ -151,7 +151,6 @@ def test_split_file_is_plain_json(tmp_path: Path):
     labels, groups = _random_data(0)
     save_split(make_split(labels, groups), groups, tmp_path / "split.json")
     assert set(json.loads((tmp_path / "split.json").read_text())) == {
-        "format_version",
         "train",
         "val",
         "test",
