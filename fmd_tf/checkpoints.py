@@ -212,7 +212,8 @@ class SaveState(keras.callbacks.Callback):
         """Add the epoch to the history and save everything."""
         figures = {name: float(value) for name, value in (logs or {}).items()}
         # ReduceLROnPlateau reports the rate; with a schedule nobody does.
-        figures.setdefault("learning_rate", float(self.model.optimizer.learning_rate))
+        rate = keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
+        figures.setdefault("learning_rate", float(rate))
         seconds = round(time.perf_counter() - self._started, 2)
         self._run.history.append(
             {"phase": self._phase, "epoch": epoch, **figures, "seconds": seconds}

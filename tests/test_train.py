@@ -139,8 +139,17 @@ def test_folds_pool_predictions_of_every_face(sample_dir: Path, tmp_path: Path, 
     assert metrics["all_faces"]["num_faces"] == sum(text.count("<object>") for text in xml)
 
 
+# A shell that starts the tests in the background lets them, and their children, ignore Ctrl-C.
+INTERRUPTIBLE = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from fmd_tf.train import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 def _python(arguments: list[str]) -> subprocess.Popen:
-    command = [sys.executable, "-u", "-m", "fmd_tf.train", *arguments]
+    command = [sys.executable, "-u", "-c", INTERRUPTIBLE, *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
