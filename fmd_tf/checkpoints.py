@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,6 +27,36 @@ _RUN_FILE = "run.json"
 
 class CheckpointError(ValueError):
     """The checkpoint folder cannot be used for this run."""
+
+
+def require_writable(*folders: Path) -> None:
+    """Fail now, not after an hour, where a folder cannot be written.
+
+    Raises:
+        CheckpointError: One of the folders cannot be made or written.
+    """
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise CheckpointError(f"{folder} cannot be written ({error.strerror})") from error
+
+
+def require_space(model: keras.Model, folder: Path) -> None:
+    """Fail where two states (weights and two moments), the best model and its export do not fit.
+
+    Raises:
+        CheckpointError: The disk has not enough room.
+    """
+    needed = 4 * model.count_params() * (2 * 3 + 2 * 2)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise CheckpointError(
+            f"{folder} has {free / 1e6:.0f} MB free and the run needs {needed / 1e6:.0f} MB; "
+            "make room or choose another --checkpoint-dir"
+        )
 
 
 @dataclass(frozen=True)
@@ -145,21 +176,23 @@ class RunFolder:
 
 
 class BestModel(keras.callbacks.Callback):
-    """Call `save` whenever validation macro-F1 is better than ever in this run.
+    """Call `save` whenever a validation figure is better than ever in this run.
 
     Args:
         save: Called with the epoch and the epoch's figures.
+        monitor: Name of the figure, more being better; default macro-F1.
     """
 
-    def __init__(self, save: Callable[[int, Mapping[str, float]], None]):
+    def __init__(self, save: Callable[[int, Mapping[str, float]], None], monitor: str = MONITOR):
         super().__init__()
+        self.monitor = monitor
         self.best: float | None = None
         self.best_epoch = -1
         self._save = save
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Compare the figure and save."""
-        value = float((logs or {})[MONITOR])
+        value = float((logs or {})[self.monitor])
         if self.best is None or value > self.best:
             self.best, self.best_epoch = value, epoch
             self._save(epoch, logs or {})

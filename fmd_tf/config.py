@@ -6,11 +6,12 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from fmd_tf import CLASS_NAMES, MIN_IMAGE_SIZE
 
 IMAGENET, NO_WEIGHTS = "imagenet", "none"
+_Config = TypeVar("_Config", bound="RunConfig")
 
 
 class ConfigError(ValueError):
@@ -22,9 +23,9 @@ def _setting(default: Any, text: str, choices: Sequence[str] | None = None) -> A
     return field(default=default, metadata={"help": text, "choices": choices})
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """Settings of `python -m fmd_tf.train`; every field is a flag of the same name.
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Settings of any training: where the data is, its split, and where the results go.
 
     Raises:
         ConfigError: A value is out of its range, or two settings contradict each other.
@@ -36,12 +37,49 @@ class TrainConfig:
     sample: bool = _setting(False, "train on the drawn sample data, made under data/sample")
     class_names: tuple[str, ...] = _setting(CLASS_NAMES, "names of the classes, in order")
     skip_invalid: bool = _setting(False, "leave out invalid annotations instead of stopping")
-    min_face_size: int = _setting(0, "leave out faces with a shorter side of fewer pixels")
-    padding: float = _setting(0.1, "part of the face's size added on each side of the crop")
-    square: bool = _setting(True, "cut squares with context; --no-square squashes the box")
     val_fraction: float = _setting(0.15, "part of the faces for validation")
     test_fraction: float = _setting(0.15, "part of the faces for the test; 0 for none")
     split_file: Path | None = _setting(None, "use the split of this file (a run's split.json)")
+    seed: int = _setting(0, "seed of the split, the order, the augmentation and the weights")
+    device: str = _setting("auto", "device to train on", choices=("auto", "cpu", "cuda", "gpu"))
+    overwrite: bool = _setting(False, "discard what checkpoint-dir holds and start anew")
+
+    def __post_init__(self) -> None:
+        """Check every setting once, so that no module has to."""
+        for setting in fields(self):
+            choices = setting.metadata["choices"]
+            if choices and getattr(self, setting.name) not in choices:
+                self._require(setting.name, False, f"one of {', '.join(choices)}")
+        self._require("seed", self.seed >= 0, "at least 0")
+        self._require("test_fraction", 0 <= self.test_fraction < 1, "at least 0 and less than 1")
+        self._require("val_fraction", 0 < self.val_fraction < 1, "more than 0 and less than 1")
+        names = self.class_names
+        if len(names) < 2 or len(set(names)) != len(names) or "" in names:
+            self._require("class_names", False, "at least two different names")
+        if self.val_fraction + self.test_fraction >= 1:
+            raise ConfigError(
+                "--val-fraction and --test-fraction: expected a sum of less than 1, got "
+                f"{self.val_fraction} + {self.test_fraction}"
+            )
+        if self.sample and self.data_dir:
+            raise ConfigError("--sample draws its own data; leave out --data-dir")
+
+    def _require(self, name: str, fulfilled: bool, expected: str) -> None:
+        if not fulfilled:
+            raise ConfigError(f"{_flag(name)}: expected {expected}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig):
+    """Settings of `python -m fmd_tf.train`; every field is a flag of the same name.
+
+    Raises:
+        ConfigError: See `RunConfig`.
+    """
+
+    min_face_size: int = _setting(0, "leave out faces with a shorter side of fewer pixels")
+    padding: float = _setting(0.1, "part of the face's size added on each side of the crop")
+    square: bool = _setting(True, "cut squares with context; --no-square squashes the box")
     folds: int = _setting(0, "train this many grouped folds and pool their test predictions")
     model_name: str = _setting(
         "resnet50", "backbone", choices=("resnet50", "efficientnet", "mobilenet")
@@ -66,78 +104,90 @@ class TrainConfig:
     )
     scheduler: str = _setting("plateau", "learning rate: plateau or cosine", ("plateau", "cosine"))
     patience: int = _setting(6, "epochs without a better macro-F1 before training stops")
-    device: str = _setting("auto", "device to train on", choices=("auto", "cpu", "cuda", "gpu"))
     strategy: str = _setting("single", "mirrored trains on all GPUs", ("single", "mirrored"))
-    seed: int = _setting(0, "seed of the split, the order, the augmentation and the weights")
     checkpoint_dir: Path = _setting(Path("checkpoints"), "state of the run, and best_model.keras")
     results_dir: Path = _setting(Path("results"), "metrics, plots and predictions")
     export_dir: Path = _setting(Path("savedmodel/face_mask"), "SavedModel versions for serving")
-    overwrite: bool = _setting(False, "discard what checkpoint-dir holds and start anew")
 
     def __post_init__(self) -> None:
-        """Check every setting once, so that no module has to."""
+        """Check what only a classifier has."""
+        super().__post_init__()
         self._require("image_size", self.image_size >= MIN_IMAGE_SIZE, f"at least {MIN_IMAGE_SIZE}")
         for name in ("epochs", "batch_size", "patience"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("min_face_size", "head_epochs", "weight_decay", "padding", "seed"):
+        for name in ("min_face_size", "head_epochs", "weight_decay", "padding"):
             self._require(name, getattr(self, name) >= 0, "at least 0")
         for name in ("lr", "head_lr"):
             value = getattr(self, name)
             self._require(name, value is None or value > 0, "more than 0")
-        for name in ("test_fraction", "label_smoothing", "dropout"):
+        for name in ("label_smoothing", "dropout"):
             self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and less than 1")
         self._require("balance", 0 <= self.balance <= 1, "0 to 1")
-        self._require("val_fraction", 0 < self.val_fraction < 1, "more than 0 and less than 1")
         self._require("folds", self.folds == 0 or self.folds >= 2, "0 or at least 2")
-        self._check_choices()
-        self._check_together()
-
-    def _require(self, name: str, fulfilled: bool, expected: str) -> None:
-        if not fulfilled:
-            raise ConfigError(f"{_flag(name)}: expected {expected}, got {getattr(self, name)}")
-
-    def _check_choices(self) -> None:
-        for setting in fields(self):
-            choices = setting.metadata["choices"]
-            if choices and getattr(self, setting.name) not in choices:
-                self._require(setting.name, False, f"one of {', '.join(choices)}")
-
-    def _check_together(self) -> None:
-        names = self.class_names
-        if len(names) < 2 or len(set(names)) != len(names) or "" in names:
-            self._require("class_names", False, "at least two different names")
-        if self.val_fraction + self.test_fraction >= 1:
-            raise ConfigError(
-                "--val-fraction and --test-fraction: expected a sum of less than 1, got "
-                f"{self.val_fraction} + {self.test_fraction}"
-            )
         if self.folds and self.split_file:
             raise ConfigError("--folds makes its own splits; leave out --split-file")
-        if self.sample and self.data_dir:
-            raise ConfigError("--sample draws its own data; leave out --data-dir")
 
 
-def parse_config(argv: Sequence[str] | None, prog: str) -> TrainConfig:
+@dataclass(frozen=True, kw_only=True)
+class DetectorConfig(RunConfig):
+    """Settings of `python -m fmd_tf.train_detector`; every field is a flag of the same name.
+
+    Raises:
+        ConfigError: See `RunConfig`.
+    """
+
+    weights: str = _setting(IMAGENET, "imagenet, none, or a .weights.h5 file of MobileNetV2")
+    image_size: int = _setting(640, "pixels that the longer side of a photo is scaled to")
+    view_size: int = _setting(320, "side of the training views in pixels, a multiple of 32")
+    epochs: int = _setting(20, "epochs, of one view a face")
+    batch_size: int = _setting(16, "views a step")
+    lr: float = _setting(1e-3, "highest learning rate; it warms up and falls as a cosine")
+    weight_decay: float = _setting(1e-3, "decoupled weight decay of AdamW")
+    balance: float = _setting(
+        0.5, "class-balanced views and loss: 0 as the data is, 0.5 square root, 1 all equal"
+    )
+    precision: float = _setting(0.9, "precision on validation photos that sets the threshold")
+    peer: str = _setting("none", "detector to compare with on the test photos", ("none", "mtcnn"))
+    checkpoint_dir: Path = _setting(Path("checkpoints/detector"), "state, and best_detector.keras")
+    results_dir: Path = _setting(Path("results/detector"), "metrics")
+
+    def __post_init__(self) -> None:
+        """Check what only a detector has."""
+        super().__post_init__()
+        for name in ("epochs", "batch_size"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("image_size", "view_size"):
+            value = getattr(self, name)
+            self._require(name, value >= 32 and value % 32 == 0, "a multiple of 32")
+        self._require("lr", self.lr > 0, "more than 0")
+        self._require("weight_decay", self.weight_decay >= 0, "at least 0")
+        self._require("balance", 0 <= self.balance <= 1, "0 to 1")
+        self._require("precision", 0 < self.precision < 1, "more than 0 and less than 1")
+
+
+def parse_config(
+    config_class: type[_Config], argv: Sequence[str] | None, prog: str, description: str
+) -> _Config:
     """Read a configuration from the command line.
 
     Args:
+        config_class: `TrainConfig` or `DetectorConfig`.
         argv: Arguments without the program's name; None takes those of the process.
         prog: Name shown in the help.
+        description: What the program does, for the help.
 
     Returns:
         The checked configuration.
 
     Raises:
-        ConfigError: See `TrainConfig`. Unknown flags end the process with code 2, as argparse
+        ConfigError: See `RunConfig`. Unknown flags end the process with code 2, as argparse
             does.
     """
-    parser = argparse.ArgumentParser(
-        prog=prog, description="Train, evaluate and export a face-mask classifier."
-    )
-    hints = get_type_hints(TrainConfig)
-    for setting in fields(TrainConfig):
+    parser = argparse.ArgumentParser(prog=prog, description=description)
+    hints = get_type_hints(config_class)
+    for setting in fields(config_class):
         _add_flag(parser, setting, hints[setting.name])
-    return TrainConfig(**vars(parser.parse_args(argv)))
+    return config_class(**vars(parser.parse_args(argv)))
 
 
 def _flag(name: str) -> str:

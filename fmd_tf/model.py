@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import keras
 
@@ -110,15 +111,10 @@ def build_model(
     """
     if model_name not in _BACKBONES:
         raise ModelError(f"expected a model name of {', '.join(MODEL_NAMES)}, got {model_name!r}")
-    backbone = _BACKBONES[model_name]
     if image_size < MIN_IMAGE_SIZE:
         raise ModelError(f"expected an image size of at least {MIN_IMAGE_SIZE}, got {image_size}")
-    features = _load_backbone(backbone, model_name, image_size, weights)
-    if weights == "none":
-        _speed_up_batch_norm(features)
     image = keras.Input((image_size, image_size, 3), name="image", dtype="float32")
-    mode = {} if weights == "none" else {"training": False}
-    x = features(backbone.preprocess(image), **mode)
+    x = _run_backbone(_load_backbone(model_name, image_size, weights), model_name, image, weights)
     x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
     for layer in _head_layers(num_classes, dropout, dense_units):
         x = layer(x)
@@ -136,14 +132,45 @@ def _head_layers(num_classes: int, dropout: float, dense_units: int) -> list[ker
     ]
 
 
-def _load_backbone(
-    backbone: _Backbone, model_name: str, image_size: int, weights: str
-) -> keras.Model:
+def backbone_features(
+    model_name: str, photo: keras.KerasTensor, layer_names: Sequence[str], weights: str
+) -> list[keras.KerasTensor]:
+    """Build a backbone for photos of any size and return some of its layers' outputs.
+
+    Args:
+        model_name: Backbone, one of `MODEL_NAMES`.
+        photo: Input [batch, height, width, 3], RGB 0-255; preprocessing is added.
+        layer_names: Layers of the Keras application.
+        weights: See `build_model`.
+
+    Returns:
+        The outputs in the order of the names.
+
+    Raises:
+        ModelError: Weights that cannot be had.
+    """
+    backbone = _load_backbone(model_name, None, weights)
+    outputs = [backbone.get_layer(name).output for name in layer_names]
+    features = keras.Model(backbone.input, outputs, name="backbone")
+    return _run_backbone(features, model_name, photo, weights)
+
+
+def _run_backbone(
+    features: keras.Model, model_name: str, image: keras.KerasTensor, weights: str
+) -> Any:
+    """Preprocess and apply; from pretrained weights in inference mode always."""
+    if weights == "none":
+        _speed_up_batch_norm(features)
+    mode = {} if weights == "none" else {"training": False}
+    return features(_BACKBONES[model_name].preprocess(image), **mode)
+
+
+def _load_backbone(model_name: str, image_size: int | None, weights: str) -> keras.Model:
     """Build the application under the name "backbone" and load its weights."""
     shape = (image_size, image_size, 3)
     download = "imagenet" if weights == "imagenet" else None
     try:
-        model = backbone.build(
+        model = _BACKBONES[model_name].build(
             include_top=False, weights=download, input_shape=shape, name="backbone"
         )
         if weights not in ("imagenet", "none"):
@@ -233,11 +260,7 @@ def save_model(model: keras.Model, card: ModelCard, path: Path) -> None:
         card: Goes into the file's archive, where Keras leaves it alone.
         path: File name ending in `.keras`; replaced where it exists.
     """
-    partial = path.with_name(f".{path.name}.partial.keras")
-    model.save(partial)
-    with zipfile.ZipFile(partial, "a") as archive:
-        archive.writestr(_CARD_MEMBER, json.dumps(asdict(card), indent=2))
-    partial.replace(path)
+    write_archive(model, "classifier", asdict(card), path)
 
 
 def load_model(path: Path | str) -> tuple[keras.Model, ModelCard]:
@@ -250,22 +273,53 @@ def load_model(path: Path | str) -> tuple[keras.Model, ModelCard]:
         The model, not compiled, and its card.
 
     Raises:
-        ModelError: There is no such file, or it is not a model of this project.
+        ModelError: There is no such file, or it is not a classifier of this project.
     """
-    path = Path(path)
+    model, card = read_archive(Path(path), "classifier", "python -m fmd_tf.train")
+    return model, ModelCard(**{**card, "class_names": tuple(card["class_names"])})
+
+
+def write_archive(model: keras.Model, kind: str, card: dict, path: Path) -> None:
+    """Save a model and what belongs to it as one `.keras` file, written beside and renamed.
+
+    Args:
+        model: Any Keras model.
+        kind: What it is, for example "classifier".
+        card: JSON-like fields.
+        path: File name ending in `.keras`; replaced where it exists.
+    """
+    partial = path.with_name(f".{path.name}.partial.keras")
+    model.save(partial)
+    with zipfile.ZipFile(partial, "a") as archive:
+        archive.writestr(_CARD_MEMBER, json.dumps({"kind": kind, **card}, indent=2))
+    partial.replace(path)
+
+
+def read_archive(path: Path, kind: str, command: str) -> tuple[keras.Model, dict]:
+    """Load what `write_archive` wrote.
+
+    Args:
+        path: The file.
+        kind: What it must hold.
+        command: The command that makes such a file, for the message.
+
+    Returns:
+        The model, not compiled, and the fields of its card.
+
+    Raises:
+        ModelError: There is no such file, or it holds something else.
+    """
     if not path.is_file():
-        raise ModelError(f"no model file {path}; train one with python -m fmd_tf.train")
+        raise ModelError(f"no {kind} {path}; train one with {command}")
     try:
         with zipfile.ZipFile(path) as archive:
-            card = _parse_card(archive.read(_CARD_MEMBER))
-        return keras.saving.load_model(path, compile=False), card
+            card = json.loads(archive.read(_CARD_MEMBER))
+        found = card.pop("kind")
+        if found == kind:
+            return keras.saving.load_model(path, compile=False), card
     except (zipfile.BadZipFile, KeyError, TypeError, ValueError, OSError) as error:
         raise ModelError(
-            f"{path} is not a model of fmd_tf ({type(error).__name__}); expected the "
-            "best_model.keras of python -m fmd_tf.train"
+            f"{path} is not a {kind} of fmd_tf ({type(error).__name__}); expected a .keras file "
+            f"of {command}"
         ) from error
-
-
-def _parse_card(text: bytes) -> ModelCard:
-    fields = json.loads(text)
-    return ModelCard(**{**fields, "class_names": tuple(fields["class_names"])})
+    raise ModelError(f"{path} is a {found}, expected a {kind}; train one with {command}")

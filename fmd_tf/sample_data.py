@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from fmd_tf import CLASS_NAMES
 from fmd_tf.boxes import Box
 
+SAMPLE_DIR = Path("data/sample")
 NUM_PHOTOS = 320
 _CLASS_SHARES = (0.46, 0.34, 0.20)
 _WIDTH, _HEIGHT = 320, 240

@@ -128,6 +128,38 @@ def make_split(
     return Split(train=parts[0], val=parts[1], test=parts[2])
 
 
+def choose_split(
+    labels_by_photo: Mapping[str, Sequence[int]],
+    groups: Mapping[str, int],
+    fractions: tuple[float, float],
+    seed: int,
+    split_file: Path | None,
+    record: Path,
+) -> Split:
+    """Read the split that was asked for, or make it; keep it with the results.
+
+    Args:
+        labels_by_photo: Labels of each photo's faces.
+        groups: Group of each photo.
+        fractions: Parts of the faces for validation and test.
+        seed: See `make_split`.
+        split_file: Split to read; None makes one.
+        record: File to write the split to.
+
+    Returns:
+        The split.
+
+    Raises:
+        SplitError: See `make_split` and `load_split`.
+    """
+    if split_file:
+        split = load_split(split_file, groups)
+    else:
+        split = make_split(labels_by_photo, groups, *fractions, seed)
+    save_split(split, groups, record)
+    return split
+
+
 def make_folds(
     labels_by_photo: Mapping[str, Sequence[int]],
     groups: Mapping[str, int],
@@ -223,6 +255,7 @@ def save_split(split: Split, groups: Mapping[str, int], path: Path) -> None:
     """
     parts = {part.name: list(getattr(split, part.name)) for part in fields(Split)}
     record = {**parts, "groups": dict(groups)}
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(record, indent=1), encoding="utf-8")
     partial.replace(path)

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +19,13 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from fmd_tf.checkpoints import CheckpointError, RunFolder, write_text
+from fmd_tf.checkpoints import (
+    CheckpointError,
+    RunFolder,
+    require_space,
+    require_writable,
+    write_text,
+)
 from fmd_tf.config import IMAGENET, NO_WEIGHTS, ConfigError, TrainConfig, parse_config
 from fmd_tf.devices import make_strategy, precision_policy, select_device
 from fmd_tf.download import DataNotFoundError, find_data
@@ -32,11 +36,10 @@ from fmd_tf.input_pipeline import Crops, load_crops
 from fmd_tf.metrics import Predictions, format_summary
 from fmd_tf.model import ModelCard, ModelError, build_model, dtype_policy, load_model, save_model
 from fmd_tf.phases import Recipe, train_model
-from fmd_tf.sample_data import write_sample
-from fmd_tf.splits import Split, SplitError, load_split, make_folds, make_split, save_split
+from fmd_tf.sample_data import SAMPLE_DIR, write_sample
+from fmd_tf.splits import Split, SplitError, choose_split, make_folds, save_split
 from fmd_tf.voc import AnnotationError, Folder
 
-SAMPLE_DIR = Path("data/sample")
 _USER_ERRORS = (
     AnnotationError,
     CheckpointError,
@@ -51,7 +54,14 @@ _USER_ERRORS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the process' exit code."""
     try:
-        train_and_evaluate(parse_config(argv, prog="python -m fmd_tf.train"))
+        train_and_evaluate(
+            parse_config(
+                TrainConfig,
+                argv,
+                prog="python -m fmd_tf.train",
+                description="Train, evaluate and export a face-mask classifier.",
+            )
+        )
     except _USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -75,7 +85,7 @@ def train_and_evaluate(config: TrainConfig) -> dict:
     """
     started = time.perf_counter()
     select_device(config.device)
-    _require_writable(config)
+    require_writable(config.checkpoint_dir, config.results_dir, config.export_dir)
     config = _resolve_weights(config)
     crops, folder = _load_data(config)
     if config.folds:
@@ -91,17 +101,6 @@ def train_and_evaluate(config: TrainConfig) -> dict:
     print(f"Results: {config.results_dir / 'metrics'}")
     print(format_summary(report, config.class_names))
     return report
-
-
-def _require_writable(config: TrainConfig) -> None:
-    """Fail now, not after an hour, where a folder cannot be written."""
-    for folder in (config.checkpoint_dir, config.results_dir, config.export_dir):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            raise ConfigError(f"{folder} cannot be written ({error.strerror})") from error
 
 
 def _resolve_weights(config: TrainConfig) -> TrainConfig:
@@ -143,16 +142,14 @@ def _labels_by_photo(crops: Crops) -> dict[str, list[int]]:
 
 def _choose_split(config: TrainConfig, crops: Crops) -> Split:
     """Read the split that was asked for, or make it; keep it with the results."""
-    groups = crops.group_of_photo
-    if config.split_file:
-        split = load_split(config.split_file, groups)
-    else:
-        fractions = (config.val_fraction, config.test_fraction)
-        split = make_split(_labels_by_photo(crops), groups, *fractions, config.seed)
-    path = config.results_dir / "metrics" / "split.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_split(split, groups, path)
-    return split
+    return choose_split(
+        _labels_by_photo(crops),
+        crops.group_of_photo,
+        (config.val_fraction, config.test_fraction),
+        config.seed,
+        config.split_file,
+        config.results_dir / "metrics" / "split.json",
+    )
 
 
 def _train(config: TrainConfig, crops: Crops, split: Split, checkpoint_dir: Path) -> RunFolder:
@@ -168,7 +165,7 @@ def _train(config: TrainConfig, crops: Crops, split: Split, checkpoint_dir: Path
     print(f"Training {config.model_name} at {config.image_size} px, {policy}", flush=True)
     with make_strategy(config.strategy).scope():
         model = _build(config)
-        _require_space(model, checkpoint_dir)
+        require_space(model, checkpoint_dir)
         with dtype_policy(policy):
             trained = model if policy == "float32" else _build(config)
             trained.set_weights(model.get_weights())
@@ -238,17 +235,6 @@ def _identity(config: TrainConfig, crops: Crops, split: Split) -> dict:
     return {**settings, "data": digest.hexdigest()[:16]}
 
 
-def _require_space(model: keras.Model, folder: Path) -> None:
-    """Two states (weights and two moments), the best model and its export must fit."""
-    needed = 4 * model.count_params() * (2 * 3 + 2 * 2)
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise CheckpointError(
-            f"{folder} has {free / 1e6:.0f} MB free and the run needs {needed / 1e6:.0f} MB; "
-            "make room or choose another --checkpoint-dir"
-        )
-
-
 def _predict(config: TrainConfig, model: keras.Model, crops: Crops) -> Predictions:
     probabilities = predict_probabilities(model, crops.images, config.batch_size)
     return Predictions.from_crops(crops, probabilities)
@@ -295,9 +281,7 @@ def _cross_validate(config: TrainConfig, crops: Crops) -> dict:
         test = crops.select(split.test)
         pooled.append(_predict(config, load_model(run.best_model)[0], test))
         order.append(test.images)
-        path = config.results_dir / "metrics" / f"split-fold-{index}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_split(split, groups, path)
+        save_split(split, groups, config.results_dir / "metrics" / f"split-fold-{index}.json")
         keras.backend.clear_session()
     return write_report(
         config.results_dir,

@@ -1,0 +1,202 @@
+"""The face detector: one class, anchor-free, one map of stride 4.
+
+Contract: input "photo" float32 [batch, height, width, 3], RGB 0-255, height and width multiples
+of 32; output float32 [batch, height / 4, width / 4, 5]: a face logit, and the logarithms of the
+distances, in cells, from the cell's centre to the left, top, right and bottom border of its
+face. All scaling of values is inside.
+
+MobileNetV2 features at strides 4 to 32 are merged from the coarsest to the finest
+(Lin et al. 2017, arXiv:1612.03144), because half of the faces have fewer than 21 pixels; heat map
+and boxes follow TTFNet (Liu et al. 2019, arXiv:1909.00700). `find_faces` is plain TensorFlow, so
+that evaluation, prediction and the exported graph find the same faces.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from fmd_tf.model import backbone_features, read_archive, write_archive
+
+STRIDE = 4
+COARSEST_STRIDE = 32
+MAX_FACES = 500
+BOX_LOSS = 2.0
+_CHANNELS = 96
+# The share of faces is small, so the first predictions should be small too (Lin et al. 2017,
+# "Focal Loss for Dense Object Detection", arXiv:1708.02002).
+_FIRST_LOGIT = -4.6
+
+
+@dataclass(frozen=True)
+class DetectorCard:
+    """What one must know beside the weights to use a detector.
+
+    Attributes:
+        image_size: Pixels that the longer side of a photo is scaled to, up or down.
+        threshold: Least face score that is a face, chosen on validation photos.
+        max_overlap: Of two faces with a higher intersection over union one is dropped.
+        training: Where the detector comes from: seed, epoch, validation figures.
+    """
+
+    image_size: int
+    threshold: float = 0.3
+    max_overlap: float = 0.5
+    training: dict = field(default_factory=dict)
+
+
+_FEATURES = ("block_3_expand_relu", "block_6_expand_relu", "block_13_expand_relu", "out_relu")
+
+
+def build_detector(weights: str = "imagenet") -> keras.Model:
+    """Build the detector on MobileNetV2, whose batch norm keeps its pretrained statistics.
+
+    Args:
+        weights: "imagenet", "none" or a file of MobileNetV2, see `model.build_model`.
+
+    Returns:
+        A functional model for photos of any size, see the module's contract.
+
+    Raises:
+        ModelError: Weights that cannot be had.
+    """
+    photo = keras.Input((None, None, 3), name="photo", dtype="float32")
+    *finer, x = backbone_features("mobilenet", photo, _FEATURES, weights)
+    x = _convolve(x, _CHANNELS, 1, "lateral_32")
+    for stride, feature in zip((16, 8, 4), reversed(finer), strict=True):
+        x = keras.layers.UpSampling2D(name=f"up_{stride}")(x)
+        x = keras.layers.Add(name=f"merge_{stride}")(
+            [x, _convolve(feature, _CHANNELS, 1, f"lateral_{stride}")]
+        )
+        x = _convolve(x, _CHANNELS, 3, f"smooth_{stride}")
+    x = _convolve(x, 64, 3, "tower")
+    score = keras.layers.Conv2D(
+        1, 1, bias_initializer=keras.initializers.Constant(_FIRST_LOGIT), name="score"
+    )(x)
+    distances = keras.layers.Conv2D(
+        4, 1, bias_initializer=keras.initializers.Constant(1.0), name="distances"
+    )(x)
+    output = keras.layers.Concatenate(name="faces", dtype="float32")([score, distances])
+    return keras.Model(photo, output, name="detector")
+
+
+def _convolve(x: keras.KerasTensor, channels: int, size: int, name: str) -> keras.KerasTensor:
+    """Convolve, normalise over the batch, and cut off below zero."""
+    x = keras.layers.Conv2D(channels, size, padding="same", use_bias=False, name=name)(x)
+    x = keras.layers.BatchNormalization(momentum=0.97, name=f"{name}_norm")(x)
+    return keras.layers.ReLU(name=f"{name}_relu")(x)
+
+
+def cell_boxes(distances: tf.Tensor) -> tf.Tensor:
+    """Turn log distances into boxes.
+
+    Args:
+        distances: float32 [..., rows, columns, 4], the model's last four channels.
+
+    Returns:
+        float32 [..., rows, columns, 4], xmin, ymin, xmax, ymax in pixels of the model's input.
+    """
+    rows, columns = tf.unstack(tf.shape(distances)[-3:-1])
+    x, y = tf.meshgrid(tf.range(columns), tf.range(rows))
+    center = tf.cast(tf.stack([x, y], axis=-1), tf.float32) + 0.5
+    # A face is at most as large as the photo; without a limit, exp could overflow in training.
+    reach = tf.exp(tf.minimum(distances, 6.0))
+    return STRIDE * tf.concat([center - reach[..., :2], center + reach[..., 2:]], axis=-1)
+
+
+def face_loss(target: tf.Tensor, output: tf.Tensor) -> tf.Tensor:
+    """Compute the loss of a batch: focal loss of the heat, CIoU loss of the boxes.
+
+    Both are sums over cells by the number of faces in the batch, as crowds would else weigh
+    hundreds of times more than portraits.
+
+    Args:
+        target: float32 [batch, rows, columns, 7], see `fmd_tf.detector_pipeline`.
+        output: float32 [batch, rows, columns, 5], the model's output.
+
+    Returns:
+        float32 scalar.
+    """
+    heat, boxes, share, weight = tf.split(tf.cast(target, tf.float32), [1, 4, 1, 1], axis=-1)
+    num_faces = tf.maximum(tf.reduce_sum(share), 1.0)
+    focal = keras.losses.BinaryFocalCrossentropy(from_logits=True, reduction="sum")
+    overlap = keras.utils.bounding_boxes.compute_ciou(boxes, cell_boxes(output[..., 1:]), "xyxy")
+    box_loss = tf.reduce_sum((1.0 - overlap) * share[..., 0])
+    return (focal(heat, output[..., :1], sample_weight=weight) + BOX_LOSS * box_loss) / num_faces
+
+
+def find_faces(
+    model: keras.Model, card: DetectorCard, photo: tf.Tensor, threshold: float | None = None
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Find the faces of one photo, with TensorFlow operations only.
+
+    Args:
+        model: From `build_detector`, or anything callable like it.
+        card: Its card.
+        photo: uint8 [height, width, 3] of any size.
+        threshold: Least face score; None takes the card's.
+
+    Returns:
+        Boxes float32 [num_faces, 4] in pixels of the photo, within it, as in `fmd_tf.boxes`;
+        and scores float32 [num_faces], falling. At most `MAX_FACES`; there may be none.
+    """
+    size = tf.cast(tf.shape(photo)[:2], tf.float32)
+    scaled = scale_photo(photo, card.image_size)
+    output = tf.cast(model(scaled[None], training=False)[0], tf.float32)
+    scores = tf.sigmoid(output[..., 0])
+    # A face's cell is higher than its eight neighbours: that drops most doubles cheaply.
+    highest = tf.nn.max_pool2d(scores[None, ..., None], 3, 1, "SAME")[0, ..., 0]
+    peaks = (scores == highest) & (scores >= (card.threshold if threshold is None else threshold))
+    boxes, scores = tf.boolean_mask(cell_boxes(output[..., 1:]), peaks), scores[peaks]
+    kept = tf.image.non_max_suppression(boxes, scores, MAX_FACES, card.max_overlap)
+    # Sides are rounded to the coarsest stride, so each has a scale of its own.
+    scale = size / tf.cast(tf.shape(scaled)[:2], tf.float32)
+    boxes = tf.gather(boxes, kept) * tf.stack([scale[1], scale[0], scale[1], scale[0]])
+    boxes = tf.clip_by_value(boxes, 0.0, tf.stack([size[1], size[0], size[1], size[0]]))
+    return boxes, tf.gather(scores, kept)
+
+
+def scale_photo(photo: tf.Tensor, image_size: int) -> tf.Tensor:
+    """Scale a photo so that its longer side has `image_size` pixels.
+
+    Args:
+        photo: uint8 [height, width, 3].
+        image_size: Pixels; both sides are rounded to a multiple of 32, at least 32.
+
+    Returns:
+        float32 [height, width, 3], values 0-255.
+    """
+    size = tf.cast(tf.shape(photo)[:2], tf.float32)
+    scaled = size * image_size / tf.reduce_max(size)
+    multiple = tf.maximum(tf.round(scaled / COARSEST_STRIDE), 1.0) * COARSEST_STRIDE
+    return tf.image.resize(photo, tf.cast(multiple, tf.int32), antialias=True)
+
+
+def save_detector(model: keras.Model, card: DetectorCard, path: Path) -> None:
+    """Save detector and card as one `.keras` file, written beside and renamed.
+
+    Args:
+        model: The detector.
+        card: Its card.
+        path: File name ending in `.keras`; replaced where it exists.
+    """
+    write_archive(model, "detector", asdict(card), path)
+
+
+def load_detector(path: Path | str) -> tuple[keras.Model, DetectorCard]:
+    """Load a detector and its card.
+
+    Args:
+        path: A file that `save_detector` wrote.
+
+    Returns:
+        The detector, not compiled, and its card.
+
+    Raises:
+        ModelError: There is no such file, or it is not a detector of this project.
+    """
+    model, card = read_archive(Path(path), "detector", "python -m fmd_tf.train_detector")
+    return model, DetectorCard(**card)

@@ -1,0 +1,303 @@
+"""Score face detectors side by side, and with a classifier from photo to labelled faces.
+
+`python -m fmd_tf.evaluate_detector --detector FILE --data-dir DIR --split-file FILE` scores a
+trained detector; `--peer mtcnn` puts another beside it on the same photos, `--model FILE` adds
+the classes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from fmd_tf import CLASS_NAMES
+from fmd_tf.checkpoints import write_text
+from fmd_tf.detector import DetectorCard, find_faces, load_detector
+from fmd_tf.detector_metrics import PhotoFaces, average_precision, summarize
+from fmd_tf.input_pipeline import crop_faces, decode_photo
+from fmd_tf.model import ModelCard, ModelError, load_model
+from fmd_tf.splits import SplitError, group_photos, load_split
+from fmd_tf.voc import Annotation, AnnotationError, read_folder
+
+Labeller = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+RECALL_OVERLAP = 0.4
+END_TO_END_OVERLAP = 0.3
+LOWEST_SCORE = 0.05
+_USER_ERRORS = (AnnotationError, ModelError, OSError, SplitError)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the process' exit code."""
+    options = _parse(argv)
+    try:
+        evaluate(**vars(options))
+    except _USER_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m fmd_tf.evaluate_detector",
+        description="Score face detectors on annotated photos.",
+    )
+    add = parser.add_argument
+    add("--detector", type=Path, required=True, help="best_detector.keras of a training")
+    add("--data-dir", type=Path, required=True, help="VOC folder with images/ and annotations/")
+    add("--results-dir", type=Path, default=Path("results/detector"), help="where to write")
+    add("--split-file", type=Path, help="split.json of the training")
+    add("--split", choices=("train", "val", "test", "all"), default="test", help="photos to score")
+    add("--model", type=Path, help="classifier: also score boxes and classes together")
+    add("--peer", choices=("none", "mtcnn"), default="none", help="detector to put beside it")
+    add("--skip-invalid", action="store_true", help="leave out invalid annotations")
+    add("--class-names", nargs="+", default=list(CLASS_NAMES), help="names of the classes")
+    return parser.parse_args(argv)
+
+
+def evaluate(
+    detector: Path,
+    data_dir: Path,
+    results_dir: Path,
+    split_file: Path | None = None,
+    split: str = "test",
+    model: Path | None = None,
+    peer: str = "none",
+    skip_invalid: bool = False,
+    class_names: Sequence[str] = CLASS_NAMES,
+) -> dict[str, Any]:
+    """Score a saved detector, and what it stands beside, on annotated photos.
+
+    Args:
+        detector: File of the trained detector.
+        data_dir: VOC folder.
+        results_dir: `metrics/detector.json` is written there.
+        split_file: A run's split; needed for any `split` but "all".
+        split: Which part to score.
+        model: Classifier that labels the found faces; None scores boxes only.
+        peer: "mtcnn" scores MTCNN on the same photos too.
+        skip_invalid: Leave out invalid annotations.
+        class_names: Names of the classes.
+
+    Returns:
+        What is written.
+
+    Raises:
+        ValueError: A subclass for each kind of unusable input, with a message for the user.
+    """
+    detectors = {"trained": trained_detector(*load_detector(detector))}
+    if peer == "mtcnn":
+        detectors["mtcnn"] = mtcnn_detector()
+    folder = read_folder(data_dir, class_names, skip_invalid)
+    photos = _part(folder.annotations, split_file, split)
+    labeller = classifier_labeller(*load_model(model)) if model else None
+    figures = report(detectors, photos, class_names, labeller)
+    path = results_dir / "metrics" / "detector.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    settings = {"detector": detector, "model": model, "data_dir": data_dir, "split": split}
+    write_text(path, json.dumps({"settings": settings, **figures}, indent=2, default=str))
+    print(format_report(figures))
+    return figures
+
+
+def _part(
+    annotations: Sequence[Annotation], split_file: Path | None, split: str
+) -> list[Annotation]:
+    """Return the photos of one part of a split."""
+    if split == "all":
+        return list(annotations)
+    if split_file is None:
+        raise SplitError(f"--split {split} needs the --split-file of the training")
+    names = set(getattr(load_split(split_file, group_photos(annotations)), split))
+    return [each for each in annotations if each.photo.name in names]
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A face detector.
+
+    Attributes:
+        find: Function from a photo, uint8 [height, width, 3] RGB, to boxes float32
+            [num_faces, 4] in its pixels and scores float32 [num_faces], with all scores that
+            it can tell.
+        threshold: Least score that is a face.
+    """
+
+    find: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    threshold: float
+
+
+def trained_detector(model: keras.Model, card: DetectorCard) -> Detector:
+    """Wrap a model of `fmd_tf.detector`, with one graph for photos of all sizes."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)])
+    def find(photo: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return find_faces(model, card, photo, LOWEST_SCORE)
+
+    return Detector(lambda photo: tuple(each.numpy() for each in find(photo)), card.threshold)
+
+
+def mtcnn_detector() -> Detector:
+    """Wrap the `mtcnn` package (Zhang et al. 2016, arXiv:1604.02878) at its own settings.
+
+    Raises:
+        ModelError: The package is not installed.
+    """
+    try:
+        from mtcnn import MTCNN
+    except ImportError as error:
+        raise ModelError("MTCNN needs the package mtcnn: pip install 'fmd_tf[mtcnn]'") from error
+    detector = MTCNN()
+
+    def find(photo: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        faces = detector.detect_faces(photo, box_format="xyxy") or []
+        boxes = np.array([face["box"] for face in faces], np.float32).reshape(-1, 4)
+        return boxes, np.array([face["confidence"] for face in faces], np.float32)
+
+    return Detector(find, 0.0)
+
+
+def classifier_labeller(model: keras.Model, card: ModelCard) -> Labeller:
+    """Return the function from a photo and boxes to int [num_faces], the classes."""
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None, None, 3], tf.uint8),
+            tf.TensorSpec([None, 4], tf.float32),
+        ]
+    )
+    def label(photo: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
+        crops = crop_faces(photo, boxes, card.image_size, card.padding, card.square)
+        return tf.argmax(model(tf.cast(crops, tf.float32), training=False), axis=1)
+
+    def label_photo(photo: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+        return label(photo, boxes).numpy() if len(boxes) else np.zeros(0, np.int64)
+
+    return label_photo
+
+
+def find_all(
+    detector: Detector,
+    annotations: Sequence[Annotation],
+    class_names: Sequence[str],
+    labeller: Labeller | None = None,
+    lowest: float = LOWEST_SCORE,
+) -> list[PhotoFaces]:
+    """Run a detector over annotated photos.
+
+    Args:
+        detector: The detector.
+        annotations: The photos and what is in them.
+        class_names: Names of the classes.
+        labeller: Gives found faces a class; None leaves them without.
+        lowest: Faces with a lower score are dropped before they are labelled.
+
+    Returns:
+        A record a photo, in their order.
+    """
+    index = {name: number for number, name in enumerate(class_names)}
+    records = []
+    for annotation in annotations:
+        photo = decode_photo(tf.io.read_file(str(annotation.photo))).numpy()
+        boxes, scores = detector.find(photo)
+        boxes, scores = boxes[scores >= lowest], scores[scores >= lowest]
+        records.append(
+            PhotoFaces(
+                photo=annotation.photo.name,
+                boxes=boxes,
+                scores=scores,
+                true_boxes=np.array([face.box for face in annotation.faces]).reshape(-1, 4),
+                labels=np.array([index[face.label] for face in annotation.faces], np.int64),
+                found_labels=labeller(photo, boxes) if labeller else None,
+            )
+        )
+    return records
+
+
+def report(
+    detectors: Mapping[str, Detector],
+    annotations: Sequence[Annotation],
+    class_names: Sequence[str],
+    labeller: Labeller | None = None,
+) -> dict[str, Any]:
+    """Score detectors on the same photos.
+
+    Args:
+        detectors: By name.
+        annotations: Photos that none of them was trained on.
+        class_names: Names of the classes.
+        labeller: Adds the figures of faces found with the right class.
+
+    Returns:
+        JSON-like: `photos`, and a detector's name to `threshold`, `ap50`, `milliseconds` a photo
+        (median, detection alone), `detection` at an overlap of 0.4 and, with a labeller,
+        `end_to_end` at 0.3; see `detector_metrics.summarize`.
+    """
+    figures: dict[str, Any] = {"photos": len(annotations)}
+    for name, detector in detectors.items():
+        print(f"Scoring {name} on {len(annotations)} photos", flush=True)
+        seconds: list[float] = []
+        found = find_all(_timed(detector, seconds), annotations, class_names)
+        faces = [photo.at_least(detector.threshold) for photo in found]
+        figures[name] = {
+            "threshold": detector.threshold,
+            "ap50": average_precision(found),
+            "milliseconds": 1000 * float(np.median(seconds)),
+            "detection": summarize(faces, class_names, RECALL_OVERLAP),
+        }
+        if labeller:
+            labelled = find_all(detector, annotations, class_names, labeller, detector.threshold)
+            figures[name]["end_to_end"] = summarize(labelled, class_names, END_TO_END_OVERLAP)
+    return figures
+
+
+def _timed(detector: Detector, seconds: list[float]) -> Detector:
+    """Note how long each photo takes."""
+
+    def find(photo: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        started = time.perf_counter()
+        found = detector.find(photo)
+        seconds.append(time.perf_counter() - started)
+        return found
+
+    return Detector(find, detector.threshold)
+
+
+def format_report(figures: Mapping[str, Any]) -> str:
+    """Return the figures of `report` as text, a column a detector."""
+    names = [name for name, value in figures.items() if isinstance(value, dict)]
+    lines = [f"\n{figures['photos']} photos{'':16}" + "".join(f"{name:>12}" for name in names)]
+
+    def add(title: str, values: Sequence[float | None], digits: int = 3) -> None:
+        shown = "".join(
+            f"{'-' if value is None else f'{value:.{digits}f}':>12}" for value in values
+        )
+        lines.append(f"{title:26}{shown}")
+
+    columns = [figures[name] for name in names]
+    add("AP50", [each["ap50"] for each in columns])
+    add("milliseconds a photo", [each["milliseconds"] for each in columns], 0)
+    for task, title in (("detection", "found"), ("end_to_end", "found and right")):
+        if any(task in each for each in columns):
+            parts = [each[task] for each in columns]
+            add(f"{title}: recall", [part["recall"] for part in parts])
+            add(f"{title}: precision", [part["precision"] for part in parts])
+            for kind in ("by_size", "by_class"):
+                for label, first in parts[0][kind].items():
+                    add(f"  {label} ({first['faces']})", [p[kind][label]["recall"] for p in parts])
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

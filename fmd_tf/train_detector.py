@@ -1,0 +1,276 @@
+"""Train and evaluate the face detector: `python -m fmd_tf.train_detector --data-dir DIR`.
+
+Rerunning the same command goes on where an interrupted run stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import keras
+
+from fmd_tf.checkpoints import (
+    BestModel,
+    CheckpointError,
+    RunFolder,
+    SaveState,
+    require_space,
+    require_writable,
+    write_text,
+)
+from fmd_tf.config import IMAGENET, NO_WEIGHTS, ConfigError, DetectorConfig, parse_config
+from fmd_tf.detector import (
+    DetectorCard,
+    build_detector,
+    face_loss,
+    load_detector,
+    save_detector,
+)
+from fmd_tf.detector_metrics import average_precision, choose_threshold
+from fmd_tf.detector_pipeline import train_views, views_per_epoch
+from fmd_tf.devices import select_device
+from fmd_tf.download import DataNotFoundError, find_data
+from fmd_tf.evaluate_detector import (
+    find_all,
+    format_report,
+    mtcnn_detector,
+    report,
+    trained_detector,
+)
+from fmd_tf.input_pipeline import steps_per_epoch
+from fmd_tf.model import ModelError, freeze_batch_norm
+from fmd_tf.sample_data import SAMPLE_DIR, write_sample
+from fmd_tf.splits import Split, SplitError, choose_split, group_photos
+from fmd_tf.voc import Annotation, AnnotationError, Folder, read_folder
+
+BEST_DETECTOR = "best_detector.keras"
+_MONITOR = "val_ap50"
+_USER_ERRORS = (
+    AnnotationError,
+    CheckpointError,
+    ConfigError,
+    DataNotFoundError,
+    ModelError,
+    OSError,
+    SplitError,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the process' exit code."""
+    try:
+        train_and_evaluate(
+            parse_config(
+                DetectorConfig,
+                argv,
+                prog="python -m fmd_tf.train_detector",
+                description="Train and evaluate a face detector.",
+            )
+        )
+    except _USER_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nStopped. The same command goes on at the last saved epoch.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def train_and_evaluate(config: DetectorConfig) -> dict:
+    """Train a detector, choose its threshold on validation photos, score it once on the test.
+
+    Args:
+        config: The run.
+
+    Returns:
+        What `results/detector/metrics/detector.json` holds.
+
+    Raises:
+        ValueError: A subclass for each kind of unusable input, with a message for the user.
+    """
+    select_device(config.device)
+    require_writable(config.checkpoint_dir, config.results_dir)
+    folder = _read_data(config)
+    split = _choose_split(config, folder)
+    parts = {name: _select(folder, getattr(split, name)) for name in ("train", "val", "test")}
+    for name, part in parts.items():
+        print(f"{name}: {len(part)} photos, {sum(len(each.faces) for each in part)} faces")
+    run = _train(config, parts["train"], parts["val"])
+    path = _set_threshold(config, run.path / BEST_DETECTOR, parts["val"])
+    tested = "test" if parts["test"] else "val"
+    if tested == "val":
+        print("No test part: the figures below are of the validation photos, and flattering.")
+    detectors = {"trained": trained_detector(*load_detector(path))}
+    if config.peer == "mtcnn":
+        detectors["mtcnn"] = mtcnn_detector()
+    figures = report(detectors, parts[tested], config.class_names)
+    write_text(
+        config.results_dir / "metrics" / "detector.json",
+        json.dumps({"settings": asdict(config), **figures}, indent=2, default=str),
+    )
+    print(f"Best detector: {path}\n{format_report(figures)}")
+    return figures
+
+
+def _read_data(config: DetectorConfig) -> Folder:
+    data_dir = write_sample(SAMPLE_DIR) if config.sample else find_data(config.data_dir)
+    return read_folder(data_dir, config.class_names, config.skip_invalid)
+
+
+def _choose_split(config: DetectorConfig, folder: Folder) -> Split:
+    """Split as the classifier does: one seed gives both the same test photos."""
+    index = {name: number for number, name in enumerate(folder.class_names)}
+    return choose_split(
+        {
+            each.photo.name: [index[face.label] for face in each.faces]
+            for each in folder.annotations
+        },
+        group_photos(folder.annotations),
+        (config.val_fraction, config.test_fraction),
+        config.seed,
+        config.split_file,
+        config.results_dir / "metrics" / "split.json",
+    )
+
+
+def _select(folder: Folder, names: Sequence[str]) -> list[Annotation]:
+    wanted = set(names)
+    return [each for each in folder.annotations if each.photo.name in wanted]
+
+
+def _train(
+    config: DetectorConfig, train: Sequence[Annotation], val: Sequence[Annotation]
+) -> RunFolder:
+    """Train a detector, or go on with it, up to its best checkpoint."""
+    run = RunFolder(config.checkpoint_dir)
+    run.open(_identity(config, train, val), config.overwrite)
+    keras.utils.set_random_seed(config.seed)
+    model = _build(config)
+    require_space(model, config.checkpoint_dir)
+    train = [annotation for annotation in train if annotation.faces]
+    steps = steps_per_epoch(views_per_epoch(train), config.batch_size)
+    _compile(model, config, steps)
+    state = run.latest()
+    first_epoch = 0
+    if state:
+        run.history = list(state.history)
+        first_epoch = state.epoch + 1
+        model.load_weights(state.weights)
+        print(f"Going on at epoch {first_epoch + 1}", flush=True)
+    best = BestModel(lambda epoch, logs: _save(config, model, epoch, logs), _MONITOR)
+    views = train_views(
+        train,
+        config.class_names,
+        config.image_size,
+        config.view_size,
+        config.batch_size,
+        config.seed,
+        config.balance,
+        first_epoch,
+    )
+    model.fit(
+        views,
+        steps_per_epoch=steps,
+        initial_epoch=first_epoch,
+        epochs=config.epochs,
+        callbacks=[
+            _Validate(config.image_size, val, config.class_names),
+            best,
+            keras.callbacks.TensorBoard(str(run.path / "tensorboard"), write_graph=False),
+            SaveState(run, "detector", config.epochs, {"best_model": best}, state),
+        ],
+        shuffle=False,
+        verbose=1 if sys.stdout.isatty() else 2,
+    )
+    return run
+
+
+def _build(config: DetectorConfig) -> keras.Model:
+    """Build the detector; the quick start begins from random weights where there is no network."""
+    try:
+        model = build_detector(config.weights)
+    except ModelError:
+        if not (config.sample and config.weights == IMAGENET):
+            raise
+        print("No ImageNet weights without internet: this quick start begins from random weights.")
+        return build_detector(NO_WEIGHTS)
+    if config.weights != NO_WEIGHTS:
+        freeze_batch_norm(model)
+    return model
+
+
+def _compile(model: keras.Model, config: DetectorConfig, steps: int) -> None:
+    """Compile with AdamW under a cosine, and make the optimizer's variables."""
+    warm_up = min(200, steps * config.epochs // 4)
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0, steps * config.epochs - warm_up, warmup_target=config.lr, warmup_steps=warm_up
+    )
+    optimizer = keras.optimizers.AdamW(rate, weight_decay=config.weight_decay, clipnorm=10.0)
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    model.compile(optimizer=optimizer, loss=face_loss)
+    model.optimizer.build(model.trainable_variables)
+
+
+class _Validate(keras.callbacks.Callback):
+    """Add the average precision on validation photos to the epoch's figures.
+
+    Args:
+        image_size: See `DetectorCard`.
+        annotations: Validation photos.
+        class_names: Names of the classes.
+    """
+
+    def __init__(
+        self, image_size: int, annotations: Sequence[Annotation], class_names: Sequence[str]
+    ):
+        super().__init__()
+        self._class_names = class_names
+        self._card = DetectorCard(image_size)
+        self._annotations = annotations
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Find the faces of all validation photos."""
+        detector = trained_detector(self.model, self._card)
+        found = find_all(detector, self._annotations, self._class_names)
+        if logs is not None:
+            logs[_MONITOR] = average_precision(found)
+
+
+def _save(
+    config: DetectorConfig, model: keras.Model, epoch: int, logs: Mapping[str, float]
+) -> None:
+    figures = {name: float(value) for name, value in logs.items()}
+    training = {"epoch": epoch, "seed": config.seed, **figures}
+    card = DetectorCard(config.image_size, training=training)
+    save_detector(model, card, config.checkpoint_dir / BEST_DETECTOR)
+
+
+def _set_threshold(config: DetectorConfig, path: Path, val: Sequence[Annotation]) -> Path:
+    """Choose the threshold on validation photos, and keep it in the card."""
+    model, card = load_detector(path)
+    found = find_all(trained_detector(model, card), val, config.class_names)
+    threshold = choose_threshold(found, config.precision)
+    print(f"Threshold {threshold:.3f}: precision {config.precision} on the validation photos")
+    save_detector(model, replace(card, threshold=threshold), path)
+    return path
+
+
+def _identity(
+    config: DetectorConfig, train: Sequence[Annotation], val: Sequence[Annotation]
+) -> dict:
+    """Return what must stay the same for a run to go on."""
+    settings = asdict(config)
+    for name in ("checkpoint_dir", "results_dir", "overwrite", "device", "peer", "precision"):
+        del settings[name]
+    photos = [[each.photo.name, [face.box for face in each.faces]] for each in (*train, *val)]
+    digest = hashlib.sha256(json.dumps(photos).encode())
+    return {**settings, "data": digest.hexdigest()[:16]}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
