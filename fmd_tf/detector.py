@@ -156,7 +156,8 @@ def find_faces(
     scale = size / tf.cast(tf.shape(scaled)[:2], tf.float32)
     boxes = tf.gather(boxes, kept) * tf.stack([scale[1], scale[0], scale[1], scale[0]])
     boxes = tf.clip_by_value(boxes, 0.0, tf.stack([size[1], size[0], size[1], size[0]]))
-    return boxes, tf.gather(scores, kept)
+    real = tf.reduce_all(boxes[:, 2:] > boxes[:, :2], axis=1)
+    return tf.boolean_mask(boxes, real), tf.boolean_mask(tf.gather(scores, kept), real)
 
 
 def scale_photo(photo: tf.Tensor, image_size: int) -> tf.Tensor:

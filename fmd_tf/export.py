@@ -12,6 +12,10 @@ Contract of the signatures, all preprocessing inside; a batch is the rows of one
   object for each photo with its `boxes` [num_faces, 4], equally many in each, or one box [4].
   Either way the answer has a row for each box, in their order, and cuts as training does: boxes
   are clipped to the photo, then `crop_faces` with the card's padding and shape.
+- `photo`, where a detector is given: `image_bytes`, one encoded photo, a scalar or [1]. It is
+  turned upright as its EXIF orientation says, its faces are found and cut as by `faces`. A row for
+  each face, none for a photo without: also `boxes` float32 [num_faces, 4] in pixels of the upright
+  photo, and `face_scores` float32 [num_faces], falling.
 
 All return, a row for each face: `label` string [batch], `score` float32 [batch],
 `probabilities` float32 [batch, num_classes] and `class_names` string [batch, num_classes] (every
@@ -41,11 +45,13 @@ import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
-from fmd_tf.input_pipeline import crop_faces, crop_windows, decode_photo
+from fmd_tf.detector import DetectorCard, find_faces, load_detector
+from fmd_tf.input_pipeline import crop_faces, crop_windows, decode_photo, decode_upright
 from fmd_tf.model import ModelCard, ModelError, load_model
 
 Outputs = dict[str, tf.Tensor]
 Classifier = Callable[[tf.Tensor], Outputs]
+Detector = tuple[keras.Model, DetectorCard]
 
 MAX_PIXELS = 50_000_000
 MAX_BATCH = 1024
@@ -71,13 +77,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--model", type=Path, required=True, help="best_model.keras of a training")
+    add("--detector", type=Path, help="best_detector.keras: adds the signature photo")
     add("--output", type=Path, default=Path("savedmodel/face_mask"), help="folder of versions")
     add("--version", type=int, help="version number (default: one more than the last)")
     add("--overwrite", action="store_true", help="replace that version")
     options = parser.parse_args(argv)
     try:
         model, card = load_model(options.model)
-        path = export_saved_model(model, card, options.output, options.version, options.overwrite)
+        detector = load_detector(options.detector) if options.detector else None
+        path = export_saved_model(
+            model, card, options.output, options.version, options.overwrite, detector
+        )
     except (ExportError, ModelError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -91,6 +101,7 @@ def export_saved_model(
     output_dir: Path,
     version: int | None = None,
     overwrite: bool = False,
+    detector: Detector | None = None,
 ) -> Path:
     """Write one version, which appears by a rename: a server never sees half of it.
 
@@ -101,6 +112,7 @@ def export_saved_model(
         version: A number of at least 1; None takes one more than the highest there is.
         overwrite: Replace that version where it exists. TF Serving goes on serving the old one
             until it is started again: a new version number is the better way.
+        detector: Face detector and its card, see `fmd_tf.detector`; adds the signature `photo`.
 
     Returns:
         The folder of the version.
@@ -120,7 +132,7 @@ def export_saved_model(
     # A name that is no number: servers skip it.
     partial = output_dir / f"{_PARTIAL}{version}-{uuid.uuid4().hex[:8]}"
     try:
-        _write(model, card, partial)
+        _write(model, card, detector, partial)
         _publish(partial, target, overwrite)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -168,7 +180,7 @@ def _publish(partial: Path, target: Path, overwrite: bool) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _write(model: keras.Model, card: ModelCard, folder: Path) -> None:
+def _write(model: keras.Model, card: ModelCard, detector: Detector | None, folder: Path) -> None:
     """Write graph and assets into a folder that no server looks at yet."""
     module = tf.Module()
     classify = _classifier(model, card)
@@ -177,12 +189,14 @@ def _write(model: keras.Model, card: ModelCard, folder: Path) -> None:
         "pixels": _pixels_endpoint(card, classify),
         "faces": _faces_endpoint(card, classify),
     }
+    if detector:
+        endpoints["photo"] = _photo_endpoint(card, classify, *detector)
     for name, endpoint in endpoints.items():
         setattr(module, f"endpoint_{name}", endpoint)
     # Nobody trains on from here, and EfficientNet's gradients cannot be saved from constants.
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     tf.saved_model.save(module, str(folder), signatures=endpoints, options=options)
-    _write_assets(card, folder / "assets.extra")
+    _write_assets(card, detector[1] if detector else None, folder / "assets.extra")
     # Servers run under users of their own.
     for path in [folder, *folder.rglob("*")]:
         path.chmod(0o755 if path.is_dir() else 0o644)
@@ -190,7 +204,9 @@ def _write(model: keras.Model, card: ModelCard, folder: Path) -> None:
 
 def _classifier(model: keras.Model, card: ModelCard) -> Classifier:
     """Return the function from crops float32 [batch, size, size, 3] to the outputs."""
-    batched = _batched(_freeze(model, card), len(card.class_names))
+    size = card.image_size
+    frozen = _freeze(model, tf.TensorSpec([None, size, size, 3], tf.float32, name="crops"))
+    batched = _batched(frozen, len(card.class_names))
 
     def classify(crops: tf.Tensor) -> Outputs:
         num_classes = len(card.class_names)
@@ -211,11 +227,10 @@ def _classifier(model: keras.Model, card: ModelCard) -> Classifier:
     return classify
 
 
-def _freeze(model: keras.Model, card: ModelCard) -> Callable[[tf.Tensor], tf.Tensor]:
+def _freeze(model: keras.Model, spec: tf.TensorSpec) -> Callable[[tf.Tensor], tf.Tensor]:
     """Make the weights constants: a third less processor time, and sessions load it."""
-    crops = tf.TensorSpec([None, card.image_size, card.image_size, 3], tf.float32, name="crops")
-    call = tf.function(lambda crops: model(crops, training=False))
-    return convert_variables_to_constants_v2(call.get_concrete_function(crops))
+    call = tf.function(lambda images: model(images, training=False))
+    return convert_variables_to_constants_v2(call.get_concrete_function(spec))
 
 
 def _batched(
@@ -332,6 +347,33 @@ def _faces_endpoint(card: ModelCard, classify: Classifier) -> tf.types.experimen
         return classify(tf.cast(tf.reshape(crops, [-1, size, size, 3]), tf.float32))
 
     return faces
+
+
+def _photo_endpoint(
+    card: ModelCard, classify: Classifier, detector: keras.Model, detector_card: DetectorCard
+) -> tf.types.experimental.GenericFunction:
+    """Return `photo`."""
+    frozen = _freeze(detector, tf.TensorSpec([None, None, None, 3], tf.float32, name="photos"))
+    size = card.image_size
+
+    def detect(images: tf.Tensor, training: bool) -> tf.Tensor:
+        (output,) = frozen(images)
+        return tf.ensure_shape(output, [None, None, None, 5])
+
+    @tf.function(input_signature=[tf.TensorSpec(None, tf.string, name="image_bytes")])
+    def photo(image_bytes: tf.Tensor) -> Outputs:
+        message = "expected one photo, got"
+        check = tf.debugging.Assert(tf.size(image_bytes) == 1, [message, tf.size(image_bytes)])
+        with tf.control_dependencies([check]):
+            encoded = tf.reshape(image_bytes, [1])[0]
+        with tf.control_dependencies([_require_pixels(_encoded_size(encoded)[None])]):
+            pixels = decode_upright(tf.identity(encoded))
+        boxes, face_scores = find_faces(detect, detector_card, pixels)
+        crops = tf.ensure_shape(_cut_faces(pixels, boxes, card), [None, size, size, 3])
+        faces = classify(tf.cast(crops, tf.float32))
+        return {**faces, "boxes": boxes, "face_scores": face_scores}
+
+    return photo
 
 
 def _group_boxes(image_bytes: tf.Tensor, boxes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -457,17 +499,21 @@ def _webp_size(header: tf.Tensor, starts: Callable[[bytes, int], tf.Tensor]) -> 
     return tf.where(starts(b"VP8X", 12), extended, simple)
 
 
-def _write_assets(card: ModelCard, folder: Path) -> None:
+def _write_assets(card: ModelCard, detector_card: DetectorCard | None, folder: Path) -> None:
     """Write class names, card and warm-up requests; TF Serving replays the last on loading."""
     folder.mkdir()
     (folder / "class_names.txt").write_text("".join(f"{name}\n" for name in card.class_names))
     (folder / "model_card.json").write_text(json.dumps(asdict(card), indent=2) + "\n")
+    if detector_card:
+        (folder / "detector_card.json").write_text(
+            json.dumps(asdict(detector_card), indent=2) + "\n"
+        )
     with tf.io.TFRecordWriter(str(folder / "tf_serving_warmup_requests")) as writer:
-        for log in _warmup_logs(card.image_size):
+        for log in _warmup_logs(card.image_size, photo=detector_card is not None):
             writer.write(log.SerializeToString())
 
 
-def _warmup_logs(size: int) -> list[prediction_log_pb2.PredictionLog]:
+def _warmup_logs(size: int, photo: bool) -> list[prediction_log_pb2.PredictionLog]:
     """Return a request for each signature, and one that fills a batch."""
     image = np.full((size, size, 3), 127, np.uint8)
     encoded = tf.io.encode_jpeg(image).numpy()
@@ -478,6 +524,8 @@ def _warmup_logs(size: int) -> list[prediction_log_pb2.PredictionLog]:
         ("pixels", {"pixels": image[None].astype(np.float32)}),
         ("faces", {"image_bytes": np.array([encoded], object), "boxes": box}),
     ]
+    if photo:
+        requests.append(("photo", {"image_bytes": np.array([encoded], object)}))
     return [_warmup_log(signature, inputs) for signature, inputs in requests]
 
 

@@ -1,0 +1,150 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from fmd_tf.detector import (
+    DetectorCard,
+    build_detector,
+    cell_boxes,
+    face_loss,
+    find_faces,
+    load_detector,
+    save_detector,
+    scale_photo,
+)
+from fmd_tf.detector_pipeline import draw_target
+from fmd_tf.model import ModelCard, ModelError, load_model, save_model
+
+CARD = DetectorCard(image_size=64, threshold=0.5)
+
+
+@pytest.fixture(scope="module")
+def detector() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    return build_detector("none")
+
+
+class _Drawn:
+    """Stands for a trained network: answers with logits and distances that are given."""
+
+    def __init__(self, rows: int, columns: int, faces: dict[tuple[int, int], tuple]):
+        self.output = np.full((1, rows, columns, 5), -10.0, np.float32)
+        for (row, column), (logit, *reach) in faces.items():
+            self.output[0, row, column] = [logit, *np.log(reach)]
+
+    def __call__(self, photo: tf.Tensor, training: bool) -> tf.Tensor:
+        assert photo.shape[1:3] == [4 * self.output.shape[1], 4 * self.output.shape[2]]
+        return tf.constant(self.output)
+
+
+def test_the_map_has_a_cell_for_four_pixels(detector):
+    for height, width in ((64, 96), (32, 32)):
+        output = detector(np.zeros((2, height, width, 3), np.float32))
+        assert output.shape == (2, height // 4, width // 4, 5)
+        assert output.dtype == tf.float32
+
+
+def test_cell_boxes_reach_from_the_cells_center():
+    # Cell (row 1, column 2) has its centre at 2.5, 1.5 cells; 1, 0.5, 2 and 1.5 cells away.
+    distances = np.zeros((3, 4, 4), np.float32)
+    distances[1, 2] = np.log([1.0, 0.5, 2.0, 1.5])
+    assert cell_boxes(tf.constant(distances)).numpy()[1, 2] == pytest.approx([6, 4, 18, 12])
+
+
+def test_found_boxes_are_in_pixels_of_the_photo():
+    # 128x64 photo, scaled to 64x32: a map of 8 rows and 16 columns, a scale of 2 back.
+    network = _Drawn(8, 16, {(3, 5): (3.0, 1.5, 1.5, 1.5, 1.5)})
+    boxes, scores = find_faces(network, CARD, tf.zeros([64, 128, 3], tf.uint8))
+    # Centre 5.5, 3.5 cells = 22, 14 px; 6 px to each side; times 2.
+    assert boxes.numpy() == pytest.approx(np.array([[32, 16, 56, 40]]))
+    assert scores.numpy() == pytest.approx([1 / (1 + np.exp(-3.0))])
+
+
+def test_scores_fall_and_doubles_are_dropped():
+    near = (2.0, 3, 3, 3, 3)
+    network = _Drawn(16, 16, {(4, 4): near, (4, 6): (3.0, 3, 3, 3, 3), (12, 12): (4.0, 1, 1, 1, 1)})
+    boxes, scores = find_faces(network, CARD, tf.zeros([64, 64, 3], tf.uint8))
+    # Two boxes of 24 px, 8 px apart, share 16 * 24 of 2 * 576 - 384 px: half, not more.
+    assert len(boxes) == 3
+    crowded = DetectorCard(image_size=64, threshold=0.5, max_overlap=0.4)
+    boxes, scores = find_faces(network, crowded, tf.zeros([64, 64, 3], tf.uint8))
+    assert len(boxes) == 2
+    assert np.all(np.diff(scores) < 0)
+
+
+def test_boxes_end_at_the_photo():
+    network = _Drawn(16, 16, {(0, 0): (3.0, 5, 5, 2, 2)})
+    boxes, _ = find_faces(network, CARD, tf.zeros([64, 64, 3], tf.uint8))
+    assert boxes.numpy() == pytest.approx(np.array([[0, 0, 10, 10]]))
+
+
+def test_nothing_above_the_threshold_is_no_face():
+    network = _Drawn(16, 16, {(4, 4): (-0.1, 2, 2, 2, 2)})
+    boxes, scores = find_faces(network, CARD, tf.zeros([64, 64, 3], tf.uint8))
+    assert boxes.shape == (0, 4) and scores.shape == (0,)
+    boxes, _ = find_faces(network, CARD, tf.zeros([64, 64, 3], tf.uint8), threshold=0.4)
+    assert len(boxes) == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((64, 64), (64, 64)),
+        ((100, 50), (64, 32)),
+        ((10, 640), (32, 64)),  # Never less than the coarsest stride.
+        ((1, 1), (64, 64)),
+        ((48, 64), (64, 64)),  # 48 rounds half to even: 1.5 -> 2.
+    ],
+)
+def test_photos_are_scaled_to_multiples_of_32(size, expected):
+    scaled = scale_photo(tf.zeros([*size, 3], tf.uint8), 64)
+    assert tuple(scaled.shape) == (*expected, 3)
+
+
+def test_the_same_faces_are_found_eagerly_and_in_a_graph(detector):
+    photo = tf.constant(np.random.default_rng(0).integers(0, 256, (50, 70, 3)), tf.uint8)
+    card = DetectorCard(image_size=64, threshold=0.001)
+    graph = tf.function(
+        lambda photo: find_faces(detector, card, photo),
+        input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)],
+    )
+    for eager, traced in zip(find_faces(detector, card, photo), graph(photo), strict=True):
+        assert eager.numpy() == pytest.approx(traced.numpy(), abs=1e-3)
+
+
+def test_the_loss_is_lowest_for_the_right_answer_and_finite_for_boxes_outside():
+    boxes = tf.constant([[8.0, 8.0, 24.0, 24.0], [200.0, 200.0, 240.0, 240.0]])
+    target = draw_target(boxes, tf.ones([2]), 64)[None]
+    heat = np.clip(target.numpy()[..., 0], 1e-7, 1 - 1e-7)
+    center = 4 * (np.stack(np.meshgrid(np.arange(16), np.arange(16)), -1) + 0.5)
+    known = target.numpy()[0, ..., 1:5]
+    reach = np.concatenate([center - known[..., :2], known[..., 2:] - center], -1) / 4
+    logits = np.log(heat / (1 - heat))[..., None]
+    distances = np.log(np.maximum(reach, 1e-3))[None]
+    answer = np.concatenate([logits, distances], axis=-1).astype(np.float32)
+    wrong = answer + np.float32(2.0)
+    graph = tf.function(face_loss)
+    assert np.isfinite(graph(target, answer)) and graph(target, answer) < graph(target, wrong)
+
+
+def test_a_saved_detector_comes_back(detector, tmp_path):
+    card = DetectorCard(image_size=64, threshold=0.25, training={"seed": 3})
+    path = tmp_path / "detector.keras"
+    save_detector(detector, card, path)
+    loaded, loaded_card = load_detector(path)
+    assert loaded_card == card
+    photo = np.random.default_rng(0).uniform(0, 255, (1, 64, 64, 3)).astype(np.float32)
+    assert loaded(photo).numpy() == pytest.approx(detector(photo).numpy(), abs=1e-5)
+
+
+def test_a_file_of_another_kind_is_named(detector, tmp_path):
+    save_detector(detector, CARD, tmp_path / "detector.keras")
+    with pytest.raises(ModelError, match="is a detector, expected a classifier"):
+        load_model(tmp_path / "detector.keras")
+    classifier = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    save_model(classifier, ModelCard(("a", "b"), 32), tmp_path / "classifier.keras")
+    with pytest.raises(ModelError, match="is a classifier, expected a detector"):
+        load_detector(tmp_path / "classifier.keras")
+    with pytest.raises(ModelError, match="train one with python -m fmd_tf.train_detector"):
+        load_detector(tmp_path / "none.keras")

@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+
+from fmd_tf.detector_metrics import (
+    PhotoFaces,
+    average_precision,
+    choose_threshold,
+    match,
+    overlaps,
+    summarize,
+)
+
+NAMES = ("with_mask", "without_mask")
+
+
+def _photo(found, true, labels=None, found_labels=None):
+    boxes = np.array([each[:4] for each in found], float).reshape(-1, 4)
+    scores = np.array([each[4] for each in found], float)
+    true_boxes = np.array(true, float).reshape(-1, 4)
+    labels = np.zeros(len(true_boxes), int) if labels is None else np.array(labels)
+    return PhotoFaces("photo.png", boxes, scores, true_boxes, labels, found_labels)
+
+
+def test_overlap_of_two_squares_shifted_by_half():
+    # 2x4 = 8 px shared, 16 + 16 - 8 = 24 in all.
+    first, second = np.array([[0, 0, 4, 4]]), np.array([[2, 0, 6, 4], [4, 4, 5, 5]])
+    assert overlaps(first, second) == pytest.approx(np.array([[1 / 3, 0]]))
+
+
+def test_the_best_score_takes_the_face_and_a_double_gets_none():
+    faces = _photo(
+        [(0, 0, 10, 9, 0.5), (0, 0, 10, 10, 0.9), (50, 50, 60, 60, 0.8)], [[0, 0, 10, 10]]
+    )
+    assert match(faces, 0.5).tolist() == [-1, 0, -1]
+
+
+def test_match_of_nothing():
+    assert match(_photo([], [[0, 0, 1, 1]]), 0.5).tolist() == []
+    assert match(_photo([(0, 0, 1, 1, 0.5)], []), 0.5).tolist() == [-1]
+
+
+def test_average_precision_by_hand():
+    # Scores 0.9 right, 0.8 wrong, 0.7 right, of two faces: precision 1 up to recall 0.5,
+    # 2/3 beyond. COCO reads it at 101 recalls, 51 of them up to 0.5: (51 + 50 * 2/3) / 101.
+    found = [(0, 0, 10, 10, 0.9), (80, 80, 90, 90, 0.8), (20, 20, 30, 30, 0.7)]
+    photos = [_photo(found, [[0, 0, 10, 10], [20, 20, 30, 30]])]
+    assert average_precision(photos) == pytest.approx((51 + 50 * 2 / 3) / 101)
+    assert average_precision([_photo([], [[0, 0, 1, 1]])]) == 0.0
+    assert average_precision([_photo([(0, 0, 1, 1, 0.9)], [])]) == 0.0
+
+
+def test_average_precision_counts_crowds_of_more_than_a_hundred():
+    boxes = [[20 * column, 0, 20 * column + 10, 10] for column in range(150)]
+    assert average_precision([_photo([(*box, 0.9) for box in boxes], boxes)]) == pytest.approx(1.0)
+
+
+def test_the_threshold_keeps_the_precision():
+    # By falling score: right, right, wrong, right -> precisions 1, 1, 2/3, 3/4.
+    found = [(0, 0, 9, 9, 0.9), (20, 0, 29, 9, 0.8), (99, 9, 101, 11, 0.7), (40, 0, 49, 9, 0.6)]
+    photos = [_photo(found, [[0, 0, 9, 9], [20, 0, 29, 9], [40, 0, 49, 9]])]
+    assert choose_threshold(photos, 0.9) == 0.8
+    assert choose_threshold(photos, 0.75) == 0.6
+    assert choose_threshold([_photo([(0, 0, 1, 1, 0.9)], [])], 0.9) == 1.0
+
+
+def test_summary_by_size_and_class():
+    true = [[0, 0, 10, 10], [20, 0, 50, 30], [60, 0, 120, 60]]
+    found = [(0, 0, 10, 10, 0.9), (60, 0, 120, 60, 0.8), (200, 200, 210, 210, 0.7)]
+    figures = summarize([_photo(found, true, [0, 1, 1])], NAMES, 0.4)
+    assert (figures["faces"], figures["found"]) == (3, 2)
+    assert figures["precision"] == pytest.approx(2 / 3)
+    assert [each["recall"] for each in figures["by_size"].values()] == [1.0, 0.0, 1.0]
+    assert figures["by_class"]["without_mask"] == {"faces": 2, "found": 1, "recall": 0.5}
+
+
+def test_with_labels_a_face_must_be_of_the_right_class_too():
+    true = [[0, 0, 10, 10], [20, 0, 30, 10]]
+    found = [(0, 0, 10, 10, 0.9), (20, 0, 30, 10, 0.8)]
+    figures = summarize([_photo(found, true, [0, 1], np.array([0, 0]))], NAMES, 0.3)
+    assert figures["recall"] == 0.5 and figures["precision"] == 0.5
+
+
+def test_figures_of_nothing_are_none():
+    figures = summarize([_photo([], [])], NAMES, 0.4)
+    assert figures["recall"] is None and figures["precision"] is None
