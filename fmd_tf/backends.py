@@ -17,8 +17,9 @@ import tensorflow as tf
 
 from fmd_tf.client import Client, Prediction, ServingError
 from fmd_tf.input_pipeline import crop_faces
-from fmd_tf.model import load_model
+from fmd_tf.model import ModelCard, load_model
 from fmd_tf.photos import Photo, PhotoError
+from fmd_tf.voc import MAX_PIXELS
 
 _FACES, _CROPS, _PHOTO = "faces", "serving_default", "photo"
 # <server>/v1/models/<name>, with or without /versions/<number> or /labels/<label>.
@@ -120,6 +121,7 @@ class _KerasFile:
         return tf.function(classify, input_signature=[pixels, tf.TensorSpec([None, 4])])
 
     def classify_faces(self, photo: Photo, boxes: np.ndarray) -> list[Prediction]:
+        _require_pixels(boxes, self._card, self._card.padding)
         return [
             _prediction(self._card.class_names, row)
             for batch in _batches(boxes, self._batch_size)
@@ -128,6 +130,7 @@ class _KerasFile:
 
     def classify_crop(self, photo: Photo) -> Prediction:
         whole = np.array([[0, 0, photo.width, photo.height]], np.float32)
+        _require_pixels(whole, self._card, 0.0)
         return _prediction(self._card.class_names, self._crop(photo.pixels, whole).numpy()[0])
 
     def find_faces(self, photo: Photo) -> Found:
@@ -135,6 +138,18 @@ class _KerasFile:
 
     def close(self) -> None:
         pass
+
+
+def _require_pixels(boxes: np.ndarray, card: ModelCard, padding: float) -> None:
+    """Refuse faces that would not fit into memory: a long stripe becomes a large square."""
+    sides = (boxes[:, 2:] - boxes[:, :2]).astype(np.float64) * (1 + 2 * padding)
+    if card.square:
+        sides = np.repeat(sides.max(axis=1, keepdims=True), 2, axis=1)
+    for width, height in sides[sides.prod(axis=1) > MAX_PIXELS][:1]:
+        raise PhotoError(
+            f"a face of {width:.0f}x{height:.0f} pixels with its surroundings; expected at most "
+            f"{MAX_PIXELS} pixels"
+        )
 
 
 def _prediction(class_names: tuple[str, ...], row: np.ndarray) -> Prediction:
@@ -242,8 +257,12 @@ class _Server:
     def __init__(self, url: str, batch_size: int) -> None:
         self._client = _client(url)
         self._batch_size = batch_size
-        signatures = _served_signatures(self._client, url)
-        _require_signatures(signatures, url)
+        try:
+            signatures = _served_signatures(self._client, url)
+            _require_signatures(signatures, url)
+        except ValueError:
+            self._client.close()
+            raise
         self.finds_faces = _PHOTO in signatures
 
     def classify_faces(self, photo: Photo, boxes: np.ndarray) -> list[Prediction]:

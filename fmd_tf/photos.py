@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -103,23 +104,24 @@ def _check_header(path: Path) -> str:
                 frames = getattr(image, "n_frames", 1) if form == "GIF" else 1
                 pixels = image.width * image.height
     except UnidentifiedImageError as error:
-        raise PhotoError(f"not an image; {_EXPECTED}") from error
-    except (Image.DecompressionBombError, ValueError, SyntaxError) as error:
-        raise PhotoError(f"damaged or far too large ({error})") from error
+        raise PhotoError(f"not an image of a known kind; {_EXPECTED}") from error
+    except Image.DecompressionBombError as error:
+        raise PhotoError(f"far too large; expected at most {MAX_PIXELS} pixels") from error
+    except (ValueError, SyntaxError) as error:
+        raise PhotoError(f"damaged ({error})") from error
     if form not in _DECODED and form != "MPO":
         raise PhotoError(f"{_EXPECTED}, got {form}; convert it first")
     # TensorFlow decodes all frames of a GIF before it returns the first.
     if pixels * frames > MAX_PIXELS:
-        raise PhotoError(f"{pixels * frames} pixels; expected at most {MAX_PIXELS}")
+        raise PhotoError(f"{pixels * frames} pixels; expected at most {MAX_PIXELS} pixels")
     return form
 
 
 def _reason(error: tf.errors.OpError) -> str:
-    """Return the end of TensorFlow's message, which begins with names of graph nodes."""
+    """Return what the decoder says: the line before the name of its node, after a traceback."""
     lines = [line.strip() for line in str(error.message or "").splitlines() if line.strip()]
-    named = [line for line in lines if not line.startswith(("Detected at", "Graph execution"))]
-    first = (named or ["no reason given"])[0]
-    return first.removeprefix("{{function_node").split("}}")[-1].strip()[:150]
+    said = [line for line, following in pairwise(lines) if following.startswith("[[{{node")]
+    return (said or lines or ["no reason given"])[0][:150]
 
 
 def find_photos(folder: Path, leave_out: Path | None = None) -> list[Path]:

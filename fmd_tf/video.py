@@ -26,9 +26,8 @@ from fmd_tf.records import UNCERTAIN, LabelledFace, Record
 
 DEFAULT_FRAME_RATE = 25.0
 _MAX_FRAME_RATE = 1000.0
-_EXPECTED = (
-    "expected a video that OpenCV reads, such as MP4 (H.264), or a camera that is plugged in"
-)
+_EXPECTED = "expected a video that OpenCV reads, such as MP4"
+_EXPECTED_CAMERA = "expected the number of a camera that is plugged in and free, from 0"
 
 Labeller = Callable[[Photo], Sequence[LabelledFace]]
 
@@ -72,7 +71,7 @@ class VideoSource:
         read, self._first = self._capture.read()
         if not read:
             self.close()
-            raise VideoError(f"no frame can be read from {self.name}; {_EXPECTED}")
+            raise VideoError(f"no frame can be read from {self.name}; {self._expected()}")
         rate = self._capture.get(self._cv2.CAP_PROP_FPS)
         self.frame_rate = rate if 0 < rate <= _MAX_FRAME_RATE else DEFAULT_FRAME_RATE
         count = self._capture.get(self._cv2.CAP_PROP_FRAME_COUNT)
@@ -82,8 +81,11 @@ class VideoSource:
         capture = self._cv2.VideoCapture(source if isinstance(source, int) else str(source))
         if not capture.isOpened():
             capture.release()
-            raise VideoError(f"{self.name} cannot be opened; {_EXPECTED}")
+            raise VideoError(f"{self.name} cannot be opened; {self._expected()}")
         return capture
+
+    def _expected(self) -> str:
+        return _EXPECTED_CAMERA if self.is_camera else _EXPECTED
 
     def __iter__(self) -> Iterator[Frame]:
         """Give the frames, once; a camera has no end."""
