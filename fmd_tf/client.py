@@ -178,6 +178,31 @@ class Client:
         inputs = {"image_bytes": _base64(_photo_bytes(photo)), "boxes": rows.tolist()}
         return self._predict_columns({"signature_name": "faces", "inputs": inputs}, len(rows))
 
+    def predict_photo(
+        self, photo: Path | str | bytes | np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, list[Prediction]]:
+        """Find and classify the faces in one photo, with the signature `photo`.
+
+        Args:
+            photo: An image file, its bytes, or uint8 RGB [height, width, 3].
+
+        Returns:
+            Boxes float32 [num_faces, 4] in pixels of the upright photo, face scores float32
+            [num_faces], and a prediction for each. There may be none.
+
+        Raises:
+            ServingError: The photo is unusable, or the server refuses: it may have no detector.
+        """
+        inputs = {"image_bytes": _base64(_photo_bytes(photo))}
+        body = {"signature_name": "photo", "inputs": inputs}
+        columns = self._request("POST", f"{self._path}:predict", body)["outputs"]
+        try:
+            boxes = np.array(columns.pop("boxes"), np.float32).reshape(-1, 4)
+            scores = np.array(columns.pop("face_scores"), np.float32)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ServingError(f"expected boxes and scores, got {str(columns)[:200]}") from error
+        return boxes, scores, _require_rows(_rows(columns), len(boxes))
+
     def status(self) -> list[dict[str, Any]]:
         """Return the state of the model's versions."""
         return self._request("GET", self._path, None)["model_version_status"]
@@ -201,12 +226,7 @@ class Client:
 
     def _predict_columns(self, body: dict[str, Any], expected: int) -> list[Prediction]:
         columns = self._request("POST", f"{self._path}:predict", body)["outputs"]
-        try:
-            values = zip(*columns.values(), strict=True)
-            rows = [dict(zip(columns, row, strict=True)) for row in values]
-        except (AttributeError, TypeError, ValueError) as error:
-            raise ServingError(f"expected columns of faces, got {str(columns)[:200]}") from error
-        return _require_rows([_prediction(row) for row in rows], expected)
+        return _require_rows(_rows(columns), expected)
 
     def _request(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
         """Send until there is an answer that is no passing trouble."""
@@ -309,6 +329,16 @@ def _prediction(row: dict[str, Any]) -> Prediction:
             "expected label, score, probabilities and class_names in the answer, got "
             f"{str(row)[:200]}; is this a model of fmd_tf.export?"
         ) from error
+
+
+def _rows(columns: dict[str, Any]) -> list[Prediction]:
+    """Turn an answer in columns into a prediction for each face."""
+    try:
+        values = zip(*columns.values(), strict=True)
+        rows = [dict(zip(columns, row, strict=True)) for row in values]
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ServingError(f"expected columns of faces, got {str(columns)[:200]}") from error
+    return [_prediction(row) for row in rows]
 
 
 def _require_rows(predictions: list[Prediction], expected: int) -> list[Prediction]:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
+from fmd_tf.exif import read_orientation, turn_upright
+
 
 @dataclass(frozen=True)
 class Crops:
@@ -72,6 +74,24 @@ def decode_photo(image_bytes: tf.Tensor) -> tf.Tensor:
     """
     photo = tf.io.decode_image(image_bytes, channels=3, expand_animations=False)
     return tf.ensure_shape(photo, [None, None, 3])
+
+
+def decode_upright(image_bytes: tf.Tensor) -> tf.Tensor:
+    """Decode one photo and turn it as its camera says, in the graph.
+
+    Training photos must be stored upright (`fmd_tf.voc` refuses others), so this is what
+    prediction decodes with: on them it is `decode_photo`.
+
+    Args:
+        image_bytes: Scalar string, as for `decode_photo`.
+
+    Returns:
+        uint8 [height, width, 3], RGB, upright.
+
+    Raises:
+        tf.errors.InvalidArgumentError: The bytes are not such an image.
+    """
+    return turn_upright(decode_photo(image_bytes), read_orientation(image_bytes))
 
 
 def crop_windows(boxes: tf.Tensor, padding: float, square: bool) -> tf.Tensor:

@@ -209,26 +209,41 @@ def _hint(readers: Sequence[_Reader], class_names: Sequence[str]) -> str:
     return hint
 
 
-class _Reader:
-    """Reads one annotation file and collects what is wrong with it."""
+def read_boxes(xml: Path, width: int, height: int) -> tuple[Box, ...]:
+    """Read the face boxes of one annotation, whatever its classes are called.
 
-    def __init__(self, xml: Path, data_dir: Path, class_names: Sequence[str]):
+    Args:
+        xml: The annotation file.
+        width: Width of the photo in pixels.
+        height: Height of the photo in pixels.
+
+    Returns:
+        The boxes clipped to the photo, in the order of the file; may be empty.
+
+    Raises:
+        AnnotationError: The file or a box in it is not usable, or it declares another size.
+    """
+    reader = _XmlReader(xml)
+    root = reader.parse()
+    boxes_found = [] if root is None else reader.boxes(root, width, height)
+    if reader.problems:
+        raise AnnotationError(reader.problems)
+    return tuple(boxes_found)
+
+
+class _XmlReader:
+    """Reads elements of one annotation file and collects what is wrong with it."""
+
+    def __init__(self, xml: Path):
         self.xml = xml
         self.problems: list[Problem] = []
-        self.names: Counter[str] = Counter()
-        self.photo: Path | None = None
-        self.annotation: Annotation | None = None
-        self._class_names = class_names
         self._num_clipped = 0
-        root = self._parse()
-        if root is not None:
-            self._read(root, data_dir / "images")
 
     def _fail(self, message: str, element: etree._Element | None = None) -> None:
         line = element.sourceline if element is not None else None
         self.problems.append(Problem(self.xml, line, message))
 
-    def _parse(self) -> etree._Element | None:
+    def parse(self) -> etree._Element | None:
         """Parse without entities and network: a data set must not read other files."""
         parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False)
         try:
@@ -244,6 +259,70 @@ class _Reader:
             self._fail(f"expected the element <annotation>, got <{root.tag}>", root)
             return None
         return root
+
+    def boxes(self, root: etree._Element, width: int, height: int) -> list[Box]:
+        """Return the usable boxes, if the declared size is that of the photo."""
+        size = self._size(root)
+        if size is None:
+            return []
+        if size != (width, height):
+            declared = f"{size[0]}x{size[1]}"
+            self._fail(f"expected the annotation of {width}x{height} pixels, got {declared}")
+            return []
+        found = [self._box(element, width, height) for element in root.findall("object")]
+        return [box for box in found if box]
+
+    def _size(self, root: etree._Element) -> tuple[int, int] | None:
+        values = [self._number(root, f"size/{name}") for name in ("width", "height")]
+        if values[0] is None or values[1] is None:
+            return None
+        return values[0], values[1]
+
+    def _number(self, parent: etree._Element, name: str) -> int | None:
+        """Return a pixel count; some tools write 12.0, which is rounded to pixels."""
+        element = parent.find(name)
+        if element is None:
+            self._fail(f"expected <{name}> in <{parent.tag}>, got none", parent)
+            return None
+        try:
+            return round(float(element.text or ""))
+        except (ValueError, OverflowError):
+            self._fail(f"expected a number in <{name}>, got {element.text!r}", element)
+            return None
+
+    def _box(self, element: etree._Element, width: int, height: int) -> Box | None:
+        """Return the box clipped to the photo, None where it is not usable."""
+        bndbox = element.find("bndbox")
+        if bndbox is None:
+            self._fail("expected <bndbox> in <object>, got none", element)
+            return None
+        values = [self._number(bndbox, name) for name in ("xmin", "ymin", "xmax", "ymax")]
+        if None in values:
+            return None
+        box: Box = tuple(values)  # type: ignore[assignment]
+        if boxes.is_empty(box):
+            self._fail(f"expected xmin < xmax and ymin < ymax, got the box {box}", bndbox)
+            return None
+        clipped = boxes.clip(box, width, height)
+        if boxes.is_empty(clipped):
+            self._fail(f"expected a box inside {width}x{height} pixels, got {box}", bndbox)
+            return None
+        self._num_clipped += clipped != box
+        return clipped
+
+
+class _Reader(_XmlReader):
+    """Reads one annotation file and checks its photo and classes too."""
+
+    def __init__(self, xml: Path, data_dir: Path, class_names: Sequence[str]):
+        super().__init__(xml)
+        self.names: Counter[str] = Counter()
+        self.photo: Path | None = None
+        self.annotation: Annotation | None = None
+        self._class_names = class_names
+        root = self.parse()
+        if root is not None:
+            self._read(root, data_dir / "images")
 
     def _read(self, root: etree._Element, images: Path) -> None:
         self.photo = self._photo(root, images)
@@ -284,24 +363,6 @@ class _Reader:
             return None
         return photo
 
-    def _size(self, root: etree._Element) -> tuple[int, int] | None:
-        values = [self._number(root, f"size/{name}") for name in ("width", "height")]
-        if values[0] is None or values[1] is None:
-            return None
-        return values[0], values[1]
-
-    def _number(self, parent: etree._Element, name: str) -> int | None:
-        """Return a pixel count; some tools write 12.0, which is rounded to pixels."""
-        element = parent.find(name)
-        if element is None:
-            self._fail(f"expected <{name}> in <{parent.tag}>, got none", parent)
-            return None
-        try:
-            return round(float(element.text or ""))
-        except (ValueError, OverflowError):
-            self._fail(f"expected a number in <{name}>, got {element.text!r}", element)
-            return None
-
     def _check_photo(self, photo: Path, declared: tuple[int, int]) -> bool:
         """Decode the photo and compare its size."""
         try:
@@ -329,26 +390,6 @@ class _Reader:
             self._fail(f"expected a class of {expected}, got {label!r}", element)
             return None
         return Face(label, box) if box else None
-
-    def _box(self, element: etree._Element, width: int, height: int) -> Box | None:
-        """Return the box clipped to the photo, None where it is not usable."""
-        bndbox = element.find("bndbox")
-        if bndbox is None:
-            self._fail("expected <bndbox> in <object>, got none", element)
-            return None
-        values = [self._number(bndbox, name) for name in ("xmin", "ymin", "xmax", "ymax")]
-        if None in values:
-            return None
-        box: Box = tuple(values)  # type: ignore[assignment]
-        if boxes.is_empty(box):
-            self._fail(f"expected xmin < xmax and ymin < ymax, got the box {box}", bndbox)
-            return None
-        clipped = boxes.clip(box, width, height)
-        if boxes.is_empty(clipped):
-            self._fail(f"expected a box inside {width}x{height} pixels, got {box}", bndbox)
-            return None
-        self._num_clipped += clipped != box
-        return clipped
 
 
 def _decoded_size(photo: Path) -> tuple[int, int]:

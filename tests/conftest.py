@@ -70,3 +70,27 @@ def add_photo(
     Image.fromarray(small).resize(size).save(data_dir / "images" / f"{stem}.png")
     xml = voc_xml(f"{stem}.png", size, faces)
     (data_dir / "annotations" / f"{stem}.xml").write_text(xml)
+
+
+@pytest.fixture(scope="session")
+def tiny_classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_classifier(tmp_path_factory.mktemp("classifier"))
+
+
+@pytest.fixture(scope="session")
+def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of versions of the same classifier."""
+    from fmd_tf.export import export_saved_model
+    from tests.serving import CARD, tiny_model
+
+    return export_saved_model(tiny_model(), CARD, tmp_path_factory.mktemp("export") / "tiny").parent
+
+
+def save_tiny_classifier(folder: Path) -> Path:
+    """Save a classifier with the real one's contract, see `tests.serving.tiny_model`."""
+    # Imported here, so that tests without TensorFlow start quickly.
+    from fmd_tf.model import save_model
+    from tests.serving import CARD, tiny_model
+
+    save_model(tiny_model(), CARD, folder / "tiny.keras")
+    return folder / "tiny.keras"

@@ -1,0 +1,316 @@
+"""Who classifies the faces of a photo: a `.keras` file, a SavedModel, or a server.
+
+Contract: all three cut the same crops (`fmd_tf.input_pipeline.crop_faces` with the model's own
+padding, shape and size, boxes clipped to the photo) and so give the same answer. A SavedModel and
+a server may find the faces too, where they have the signature `photo`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import tensorflow as tf
+
+from fmd_tf.client import Client, Prediction, ServingError
+from fmd_tf.input_pipeline import crop_faces
+from fmd_tf.model import ModelCard, load_model
+from fmd_tf.photos import Photo, PhotoError
+from fmd_tf.voc import MAX_PIXELS
+
+_FACES, _CROPS, _PHOTO = "faces", "serving_default", "photo"
+# <server>/v1/models/<name>, with or without /versions/<number> or /labels/<label>.
+_MODEL_URL = re.compile(
+    r"(?P<url>.*?)/v1/models/(?P<model_name>[^/:]+)"
+    r"(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?/?"
+)
+
+Found = tuple[np.ndarray, np.ndarray, list[Prediction]]
+
+
+class BackendError(ValueError):
+    """There is no such model, or it is of another kind."""
+
+
+class Backend(Protocol):
+    """Classifies faces."""
+
+    finds_faces: bool
+
+    def classify_faces(self, photo: Photo, boxes: np.ndarray) -> list[Prediction]:
+        """Classify the faces in these boxes.
+
+        Args:
+            photo: The photo.
+            boxes: float32 [num_faces, 4], pixels, each with an area inside the photo.
+
+        Returns:
+            A prediction for each box, in their order.
+
+        Raises:
+            PhotoError: A server or SavedModel refuses this photo.
+            ServingError: A server does not answer.
+        """
+
+    def classify_crop(self, photo: Photo) -> Prediction:
+        """Classify a photo that is one face crop; raises as `classify_faces`."""
+
+    def find_faces(self, photo: Photo) -> Found:
+        """Find and classify, where `finds_faces`; raises as `classify_faces`.
+
+        Returns:
+            Boxes float32 [num_faces, 4], face scores float32 [num_faces], and predictions.
+        """
+
+    def close(self) -> None:
+        """Let go of what the backend holds."""
+
+
+def load_backend(model: str, batch_size: int = 32) -> Backend:
+    """Load a model or reach its server, and check that it is one of this project.
+
+    Args:
+        model: A `.keras` file of a training; the folder of a SavedModel, or of its versions, of
+            which the newest is taken; or the URL of a server, such as http://127.0.0.1:8501 or
+            http://127.0.0.1:8501/v1/models/face_mask/versions/3.
+        batch_size: Faces of a photo that are classified at a time; default 32.
+
+    Returns:
+        The backend.
+
+    Raises:
+        BackendError: It cannot be loaded, or is no classifier of this project.
+        ServingError: The server does not answer.
+        ValueError: A `.keras` file is not usable (`fmd_tf.model.ModelError`).
+    """
+    if model.startswith(("http://", "https://")):
+        return _Server(model, batch_size)
+    if Path(model).is_dir():
+        return _SavedModel(Path(model), batch_size)
+    return _KerasFile(Path(model), batch_size)
+
+
+def _batches(boxes: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+    for start in range(0, len(boxes), batch_size):
+        yield boxes[start : start + batch_size]
+
+
+class _KerasFile:
+    """A `.keras` file: cropping and classifier in one graph."""
+
+    finds_faces = False
+
+    def __init__(self, path: Path, batch_size: int) -> None:
+        self._model, self._card = load_model(path)
+        self._batch_size = batch_size
+        self._faces = self._graph(self._card.padding)
+        # As the signature `serving_default`: the whole image without padding.
+        self._crop = self._graph(0.0)
+
+    def _graph(self, padding: float) -> Callable[..., tf.Tensor]:
+        card = self._card
+
+        def classify(pixels: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
+            crops = crop_faces(pixels, boxes, card.image_size, padding, card.square)
+            return self._model(tf.cast(crops, tf.float32), training=False)
+
+        pixels = tf.TensorSpec([None, None, 3], tf.uint8)
+        return tf.function(classify, input_signature=[pixels, tf.TensorSpec([None, 4])])
+
+    def classify_faces(self, photo: Photo, boxes: np.ndarray) -> list[Prediction]:
+        _require_pixels(boxes, self._card, self._card.padding)
+        return [
+            _prediction(self._card.class_names, row)
+            for batch in _batches(boxes, self._batch_size)
+            for row in self._faces(photo.pixels, batch).numpy()
+        ]
+
+    def classify_crop(self, photo: Photo) -> Prediction:
+        whole = np.array([[0, 0, photo.width, photo.height]], np.float32)
+        _require_pixels(whole, self._card, 0.0)
+        return _prediction(self._card.class_names, self._crop(photo.pixels, whole).numpy()[0])
+
+    def find_faces(self, photo: Photo) -> Found:
+        raise BackendError("a .keras classifier finds no faces")
+
+    def close(self) -> None:
+        pass
+
+
+def _require_pixels(boxes: np.ndarray, card: ModelCard, padding: float) -> None:
+    """Refuse faces that would not fit into memory: a long stripe becomes a large square."""
+    sides = (boxes[:, 2:] - boxes[:, :2]).astype(np.float64) * (1 + 2 * padding)
+    if card.square:
+        sides = np.repeat(sides.max(axis=1, keepdims=True), 2, axis=1)
+    for width, height in sides[sides.prod(axis=1) > MAX_PIXELS][:1]:
+        raise PhotoError(
+            f"a face of {width:.0f}x{height:.0f} pixels with its surroundings; expected at most "
+            f"{MAX_PIXELS} pixels"
+        )
+
+
+def _prediction(class_names: tuple[str, ...], row: np.ndarray) -> Prediction:
+    best = int(row.argmax())
+    probabilities = dict(zip(class_names, map(float, row), strict=True))
+    return Prediction(class_names[best], float(row[best]), probabilities)
+
+
+class _SavedModel:
+    """A SavedModel of `fmd_tf.export`, run by its signatures."""
+
+    def __init__(self, path: Path, batch_size: int) -> None:
+        folder = _version_folder(path)
+        try:
+            # The functions live as long as the object that was loaded.
+            self._loaded = tf.saved_model.load(str(folder))
+        # What a damaged file raises is not documented.
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            raise BackendError(f"{folder} cannot be loaded as a SavedModel ({reason})") from error
+        self._signatures = self._loaded.signatures
+        _require_signatures(self._signatures, str(folder))
+        self._batch_size = batch_size
+        self.finds_faces = _PHOTO in self._signatures
+
+    def _run(self, signature: str, **inputs: Any) -> dict[str, np.ndarray]:
+        try:
+            outputs = self._signatures[signature](**inputs)
+        except tf.errors.InvalidArgumentError as error:
+            raise PhotoError(f"refused by the model ({_asserted(error)})") from error
+        return {name: value.numpy() for name, value in outputs.items()}
+
+    def classify_faces(self, photo: Photo, boxes: np.ndarray) -> list[Prediction]:
+        image_bytes = tf.constant(photo.encoded())
+        return [
+            prediction
+            for batch in _batches(boxes, self._batch_size)
+            for prediction in _predictions(
+                self._run(_FACES, image_bytes=image_bytes, boxes=tf.constant(batch, tf.float32))
+            )
+        ]
+
+    def classify_crop(self, photo: Photo) -> Prediction:
+        return _predictions(self._run(_CROPS, image_bytes=tf.constant([photo.encoded()])))[0]
+
+    def find_faces(self, photo: Photo) -> Found:
+        outputs = self._run(_PHOTO, image_bytes=tf.constant(photo.encoded()))
+        return outputs["boxes"], outputs["face_scores"], _predictions(outputs)
+
+    def close(self) -> None:
+        pass
+
+
+def _version_folder(path: Path) -> Path:
+    """Return the folder itself or the newest version in it."""
+    if (path / "saved_model.pb").is_file():
+        return path
+    versions = [each for each in path.iterdir() if each.name.isdecimal()]
+    versions = [each for each in versions if (each / "saved_model.pb").is_file()]
+    if not versions:
+        raise BackendError(
+            f"no SavedModel in {path}; expected {path}/1/saved_model.pb as python -m "
+            "fmd_tf.export writes it"
+        )
+    return max(versions, key=lambda each: int(each.name))
+
+
+def _require_signatures(signatures: Mapping[str, object], place: str) -> None:
+    if not {_FACES, _CROPS} <= set(signatures):
+        found = ", ".join(name for name in sorted(signatures) if not name.startswith("__"))
+        raise BackendError(
+            f"{place}: expected a model with the signatures {_FACES} and {_CROPS}, got "
+            f"{found or 'none'}; export one with python -m fmd_tf.export"
+        )
+
+
+def _predictions(outputs: Mapping[str, np.ndarray]) -> list[Prediction]:
+    rows = zip(
+        outputs["label"],
+        outputs["score"],
+        outputs["class_names"],
+        outputs["probabilities"],
+        strict=True,
+    )
+    return [
+        Prediction(
+            label.decode(),
+            float(score),
+            {name.decode(): float(chance) for name, chance in zip(names, chances, strict=True)},
+        )
+        for label, score, names, chances in rows
+    ]
+
+
+def _asserted(error: tf.errors.OpError) -> str:
+    """Return what the graph's own checks say, without the names of nodes."""
+    message = str(error.message or "")
+    said = re.search(r"assertion failed: \[(.*?)\] \[", message)
+    return said.group(1) if said else message.splitlines()[0][:150]
+
+
+class _Server:
+    """TF Serving or `fmd_tf.serve`, over REST."""
+
+    def __init__(self, url: str, batch_size: int) -> None:
+        self._client = _client(url)
+        self._batch_size = batch_size
+        try:
+            signatures = _served_signatures(self._client, url)
+            _require_signatures(signatures, url)
+        except ValueError:
+            self._client.close()
+            raise
+        self.finds_faces = _PHOTO in signatures
+
+    def classify_faces(self, photo: Photo, boxes: np.ndarray) -> list[Prediction]:
+        data = photo.encoded()
+        try:
+            return [
+                prediction
+                for batch in _batches(boxes, self._batch_size)
+                for prediction in self._client.predict_faces(data, batch)
+            ]
+        except ServingError as error:
+            raise _of_photo(error) from error
+
+    def classify_crop(self, photo: Photo) -> Prediction:
+        try:
+            return self._client.predict_bytes([photo.encoded()])[0]
+        except ServingError as error:
+            raise _of_photo(error) from error
+
+    def find_faces(self, photo: Photo) -> Found:
+        try:
+            return self._client.predict_photo(photo.encoded())
+        except ServingError as error:
+            raise _of_photo(error) from error
+
+    def close(self) -> None:
+        self._client.close()
+
+
+def _served_signatures(client: Client, url: str) -> Mapping[str, object]:
+    try:
+        return client.metadata()["metadata"]["signature_def"]["signature_def"]
+    except ServingError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise BackendError(f"{url} answers, but not as TF Serving's REST API does") from error
+
+
+def _client(url: str) -> Client:
+    """Split a model's URL as TF Serving spells it; of a bare server, take the default name."""
+    match = _MODEL_URL.fullmatch(url)
+    if not match:
+        return Client(url)
+    parts = match.groupdict()
+    version = int(parts["version"]) if parts["version"] else None
+    return Client(parts["url"], parts["model_name"], version, parts["label"])
+
+
+def _of_photo(error: ServingError) -> ValueError:
+    """Tell a photo that the server refuses from a server that does not work."""
+    return PhotoError(str(error)) if error.status in (400, 413) else error

@@ -1,0 +1,150 @@
+"""Photo files to pixels for prediction: decoded as in training, upright, or a reason why not.
+
+Contract: pixels are uint8 RGB [height, width, 3] of the upright photo, and boxes anywhere in
+prediction are pixels of it.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image, UnidentifiedImageError
+
+from fmd_tf.exif import read_orientation
+from fmd_tf.input_pipeline import decode_upright
+from fmd_tf.voc import MAX_PIXELS, PHOTO_SUFFIXES
+
+# What TensorFlow decodes, and then what it does not, but someone may expect to be read: those
+# are reported as unreadable instead of being passed over in silence.
+_DECODED = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+_OTHER_SUFFIXES = (".gif", ".jpe", ".jfif", ".tif", ".tiff", ".heic", ".heif", ".avif")
+_EXPECTED = "expected JPEG, PNG, WebP, BMP or GIF"
+
+
+class PhotoError(ValueError):
+    """One photo cannot be read, or its faces cannot be had; the others can."""
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One decoded photo.
+
+    Attributes:
+        pixels: uint8 RGB [height, width, 3], upright.
+        data: The encoded photo, where decoding it without regard to EXIF gives `pixels`.
+    """
+
+    pixels: np.ndarray
+    data: bytes | None = None
+
+    @property
+    def width(self) -> int:
+        """Pixels."""
+        return self.pixels.shape[1]
+
+    @property
+    def height(self) -> int:
+        """Pixels."""
+        return self.pixels.shape[0]
+
+    def encoded(self) -> bytes:
+        """Return bytes that every signature of an export decodes to `pixels`."""
+        return self.data or tf.io.encode_png(self.pixels, compression=1).numpy()
+
+
+_ENCODED = [tf.TensorSpec([], tf.string)]
+_decode = tf.function(decode_upright, input_signature=_ENCODED)
+_orientation = tf.function(read_orientation, input_signature=_ENCODED)
+
+
+def read_photo(path: Path) -> Photo:
+    """Read and decode one photo; of an animated GIF the first frame.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The photo, upright.
+
+    Raises:
+        PhotoError: It is missing, no image, damaged, of a kind that TensorFlow does not decode, or
+            of more than `voc.MAX_PIXELS` pixels.
+    """
+    try:
+        form = _check_header(path)
+        data = path.read_bytes()
+    except OSError as error:
+        raise PhotoError(f"cannot be read ({error.strerror or error})") from error
+    try:
+        pixels = _decode(data).numpy()
+    except tf.errors.OpError as error:
+        raise PhotoError(f"damaged or cut off ({_reason(error)})") from error
+    # Servers refuse GIF, and `faces` decodes without EXIF.
+    as_stored = form != "GIF" and _orientation(data).numpy() == 1
+    return Photo(pixels, data if as_stored else None)
+
+
+def _check_header(path: Path) -> str:
+    """Return the format; refuse what would not decode, or into too much memory."""
+    if path.stat().st_size == 0:
+        raise PhotoError("the file is empty")
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of odd metadata and of large photos; the latter are refused below.
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                form = image.format or "unknown"
+                frames = getattr(image, "n_frames", 1) if form == "GIF" else 1
+                pixels = image.width * image.height
+    except UnidentifiedImageError as error:
+        raise PhotoError(f"not an image of a known kind; {_EXPECTED}") from error
+    except Image.DecompressionBombError as error:
+        raise PhotoError(f"far too large; expected at most {MAX_PIXELS} pixels") from error
+    except (ValueError, SyntaxError) as error:
+        raise PhotoError(f"damaged ({error})") from error
+    if form not in _DECODED and form != "MPO":
+        raise PhotoError(f"{_EXPECTED}, got {form}; convert it first")
+    # TensorFlow decodes all frames of a GIF before it returns the first.
+    if pixels * frames > MAX_PIXELS:
+        raise PhotoError(f"{pixels * frames} pixels; expected at most {MAX_PIXELS} pixels")
+    return form
+
+
+def _reason(error: tf.errors.OpError) -> str:
+    """Return what the decoder says: the line before the name of its node, after a traceback."""
+    lines = [line.strip() for line in str(error.message or "").splitlines() if line.strip()]
+    said = [line for line, following in pairwise(lines) if following.startswith("[[{{node")]
+    return (said or lines or ["no reason given"])[0][:150]
+
+
+def find_photos(folder: Path, leave_out: Path | None = None) -> list[Path]:
+    """List the photos of a folder and of the folders in it.
+
+    Args:
+        folder: Where to look. Hidden files and folders are passed over.
+        leave_out: A folder that is not looked into: where pictures are written.
+
+    Returns:
+        Files by their names' endings, sorted, so that a second run meets them in the same order.
+    """
+    return sorted(_walk(folder, leave_out.resolve() if leave_out else None))
+
+
+def _walk(folder: Path, leave_out: Path | None) -> Iterator[Path]:
+    suffixes = (*PHOTO_SUFFIXES, *_OTHER_SUFFIXES)
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and (Path(parent) / name).resolve() != leave_out
+        ]
+        for name in names:
+            if name.lower().endswith(suffixes) and not name.startswith("."):
+                yield Path(parent) / name

@@ -1,0 +1,437 @@
+"""Find and classify the faces of photos, folders and video: `python -m fmd_tf.predict`.
+
+    python -m fmd_tf.predict --image photo.jpg
+    python -m fmd_tf.predict --folder photos --output faces.json --save-viz labelled
+
+The exit code is 0 where at least one image could be read, even if others could not (they are
+listed), and 2 where nothing could be read or asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from fmd_tf.backends import BackendError, load_backend
+from fmd_tf.checkpoints import BEST_MODEL
+from fmd_tf.client import ServingError
+from fmd_tf.detect import DETECTOR_NAMES, DetectorError
+from fmd_tf.draw import draw_faces, save_picture
+from fmd_tf.labelling import Labeller
+from fmd_tf.model import ModelError
+from fmd_tf.photos import PhotoError, find_photos, read_photo
+from fmd_tf.records import JsonOutput, LabelledFace, OutputError, Record, Summary
+from fmd_tf.video import Tracker, VideoError, VideoFile, VideoSource, label_video
+from fmd_tf.window import Window, WindowError
+
+DEFAULT_MODEL = f"checkpoints/{BEST_MODEL}"
+DEFAULT_VIDEO_DIR = Path("results/video")
+_REPORT_SECONDS = 15.0
+
+
+class InputError(ValueError):
+    """There is nothing to predict on."""
+
+
+_USER_ERRORS = (
+    BackendError,
+    DetectorError,
+    InputError,
+    ModelError,
+    OSError,
+    OutputError,
+    ServingError,
+    VideoError,
+    WindowError,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the process' exit code."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        predict(**vars(arguments))
+    except _USER_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; with --output the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fmd_tf.predict", description="Find and classify the faces of photos."
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--image", type=Path, nargs="+", help="photos")
+    source.add_argument("--folder", type=Path, help="folder of photos, and the folders in it")
+    source.add_argument("--video", type=Path, help="video file")
+    source.add_argument(
+        "--webcam", type=_at_least(0), metavar="N", help="number of a camera, from 0"
+    )
+    add = parser.add_argument
+    add("--model", default=DEFAULT_MODEL, help=".keras file, SavedModel folder, or a server's URL")
+    add("--detector", choices=DETECTOR_NAMES, default="trained", help="what finds the faces")
+    add(
+        "--detector-model",
+        type=Path,
+        metavar="FILE",
+        help="trained detector; default: checkpoints/detector/best_detector.keras, or the export's",
+    )
+    add("--output", type=Path, metavar="FILE.json", help="JSON file of all answers")
+    add("--save-viz", type=Path, metavar="DIR", help="folder for the annotated pictures or video")
+    add("--visualize", action="store_true", help="show each picture in a window")
+    add("--confidence-threshold", type=_fraction, default=0.5, help="below it a face is uncertain")
+    add("--face-threshold", type=_fraction, help="least score of a face; default: the detector's")
+    add("--batch-size", type=_at_least(1), default=32, help="faces that are classified at a time")
+    return parser
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"expected a number of 0 to 1, got {text!r}")
+    return value
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected a number of at least {least}, got {text!r}")
+        return int(text)
+
+    return parse
+
+
+def predict(
+    image: Sequence[Path] | None = None,
+    folder: Path | None = None,
+    video: Path | None = None,
+    webcam: int | None = None,
+    model: str = DEFAULT_MODEL,
+    detector: str = "trained",
+    detector_model: Path | None = None,
+    output: Path | None = None,
+    save_viz: Path | None = None,
+    visualize: bool = False,
+    confidence_threshold: float = 0.5,
+    face_threshold: float | None = None,
+    batch_size: int = 32,
+) -> Summary:
+    """Find and classify the faces of photos, of a folder, or of a video, and print them.
+
+    Args:
+        image: Photos; one of `image`, `folder`, `video` and `webcam` is given.
+        folder: Folder of photos, searched with all folders in it.
+        video: Video file.
+        webcam: Number of a camera, watched until Ctrl-C or until its window is closed.
+        model: See `backends.load_backend`.
+        detector: See `labelling.Labeller`.
+        detector_model: See `labelling.Labeller`.
+        output: JSON file, see `fmd_tf.records`. An interrupted run over photos goes on where it
+            stopped.
+        save_viz: Folder for annotated pictures, named as the photos with `.jpg` added, or for the
+            annotated video; that of a file is written to `results/video` by default.
+        visualize: Show them in a window.
+        confidence_threshold: Least probability of the likeliest class, else a face is "uncertain".
+        face_threshold: Least score of a face; None takes the detector's own.
+        batch_size: Faces of a photo that are classified at a time.
+
+    Returns:
+        The counts.
+
+    Raises:
+        ValueError: A subclass for each kind of unusable input, with a message for the user.
+    """
+    source = _open_source(image, folder, video, webcam, save_viz, detector)
+    window = Window() if visualize else None
+    with closing(load_backend(model, batch_size)) as backend:
+        label = Labeller(backend, detector, detector_model, confidence_threshold, face_threshold)
+        settings = {
+            "source": source.name,
+            "model": model,
+            "model_sha256": _sha256(Path(model)),
+            "detector": detector,
+            "detector_sha256": _sha256(label.detector_file),
+            "confidence_threshold": confidence_threshold,
+            "face_threshold": face_threshold,
+            "pictures": str(save_viz) if save_viz else None,
+        }
+        with _Results(output, settings, source) as results:
+            if isinstance(source, VideoSource):
+                tracker = Tracker(confidence_threshold)
+                _label_video(source, label, tracker, _video_path(source, save_viz), window, results)
+            else:
+                _label_photos(source, label, save_viz, window, results)
+    return results.summary
+
+
+@dataclass(frozen=True)
+class _Photos:
+    """The photos of a run: what is read, and the folder that names are relative to."""
+
+    name: str
+    files: Sequence[Path]
+    root: Path
+    named_as_given: bool
+
+    def file_name(self, path: Path) -> str:
+        return str(path) if self.named_as_given else path.relative_to(self.root).as_posix()
+
+    def picture(self, path: Path, folder: Path) -> Path:
+        """Two photos have two pictures, also where only their ending or folder differs."""
+        relative = Path(os.path.relpath(path, self.root))
+        return folder / relative.with_name(f"{relative.name}.jpg")
+
+
+def _open_source(
+    image: Sequence[Path] | None,
+    folder: Path | None,
+    video: Path | None,
+    webcam: int | None,
+    save_viz: Path | None,
+    detector: str,
+) -> _Photos | VideoSource:
+    """Look at the input before a model is loaded for it."""
+    if save_viz and save_viz.exists() and not save_viz.is_dir():
+        raise OutputError(f"--save-viz: {save_viz} is a file; expected a folder")
+    if image:
+        files = list(dict.fromkeys(image))
+        root = Path(os.path.commonpath([path.absolute().parent for path in files]))
+        return _Photos(" ".join(map(str, files)), files, root, named_as_given=True)
+    if folder:
+        return _Photos(str(folder), _folder_files(folder, save_viz), folder, named_as_given=False)
+    if detector == "voc":
+        raise InputError("--detector voc needs photos with XML files; choose another for video")
+    if video:
+        return VideoSource(video)
+    if webcam is None:
+        raise InputError("expected an image, a folder, a video or a webcam")
+    return VideoSource(webcam)
+
+
+def _folder_files(folder: Path, save_viz: Path | None) -> list[Path]:
+    if not folder.is_dir():
+        reason = "is no folder" if folder.exists() else "does not exist"
+        raise InputError(f"--folder: {folder} {reason}")
+    if save_viz and save_viz.resolve() == folder.resolve():
+        raise OutputError("--save-viz: expected another folder than that of the photos")
+    files = find_photos(folder, leave_out=save_viz)
+    if not files:
+        raise InputError(f"--folder: no photos in {folder}, such as .jpg, .png, .webp or .bmp")
+    return files
+
+
+def _sha256(path: Path | None) -> str | None:
+    """Tell one model from another that takes its place; a server's cannot be told."""
+    if path is None:
+        return None
+    if path.is_dir():
+        path = next(iter(sorted(path.rglob("saved_model.pb"), reverse=True)))
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+class _Results:
+    """Where answers go: the console, the JSON file and the counts."""
+
+    def __init__(
+        self, output: Path | None, settings: Mapping[str, Any], source: _Photos | VideoSource
+    ) -> None:
+        self.summary = Summary()
+        self.done: set[str] = set()
+        is_video = isinstance(source, VideoSource)
+        self._json = JsonOutput(output, settings, resume=not is_video) if output else None
+        for record in self._json.done() if self._json else ():
+            self.summary.add(record)
+            self.done.add(record["file"])
+        self._num_before = self.summary.images
+        total = source.num_frames if isinstance(source, VideoSource) else len(source.files)
+        self._progress = Progress(total, self._num_before, "frame" if is_video else "image")
+        self._started = time.perf_counter()
+
+    def __enter__(self) -> _Results:
+        if self._num_before:
+            print(f"Going on after {self._num_before} images of an interrupted run")
+        return self
+
+    def add(self, record: Record) -> None:
+        """Print and keep one answer."""
+        values = record.to_json()
+        self.summary.add(values)
+        if self._json:
+            self._json.add(values)
+        self._progress.add(format_record(record))
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._progress.close()
+        if kind is None:
+            self._finish()
+        elif self._json:
+            self._json.close()
+
+    def _finish(self) -> None:
+        """Print the summary and put the JSON file into place."""
+        if self._json:
+            self._json.finish(self.summary)
+            print(f"JSON: {self._json.path}")
+        new = self.summary.images - self._num_before
+        seconds = time.perf_counter() - self._started
+        print(format_summary(self.summary, new, seconds))
+        if self.summary.unreadable == self.summary.images:
+            first = (self.summary.errors or ["no image at all"])[0]
+            raise InputError(f"nothing could be read: {first}")
+
+
+class Progress:
+    """A bar on standard error, or a line there every so often where it is no terminal.
+
+    Args:
+        total: Number of images; None if unknown.
+        initial: How many are done already.
+        unit: What is counted.
+    """
+
+    def __init__(self, total: int | None, initial: int, unit: str) -> None:
+        self._bar = tqdm(
+            total=total,
+            initial=initial,
+            unit=unit,
+            file=sys.stderr,
+            disable=not sys.stderr.isatty(),
+        )
+        self._total, self._count, self._unit = total, initial, unit
+        self._reported = time.monotonic()
+
+    def add(self, text: str) -> None:
+        """Print a text to standard output and count one."""
+        self._bar.write(text, file=sys.stdout)
+        self._bar.update()
+        self._count += 1
+        now = time.monotonic()
+        if self._bar.disable and now - self._reported > _REPORT_SECONDS:
+            self._reported = now
+            of = f" of {self._total}" if self._total else ""
+            print(f"{self._count}{of} {self._unit}s", file=sys.stderr)
+
+    def close(self) -> None:
+        """Leave the bar where it is."""
+        self._bar.close()
+
+
+def _label_photos(
+    photos: _Photos,
+    label: Labeller,
+    save_viz: Path | None,
+    window: Window | None,
+    results: _Results,
+) -> None:
+    """Label photo after photo; only one is in memory."""
+    for path in photos.files:
+        name = photos.file_name(path)
+        if name in results.done:
+            continue
+        try:
+            photo = read_photo(path)
+            faces = label(photo, path)
+        except PhotoError as error:
+            results.add(Record(name, error=str(error)))
+            continue
+        if save_viz or window:
+            picture = draw_faces(photo.pixels, faces)
+            # Before the record: a photo that is recorded has its picture.
+            if save_viz:
+                save_picture(picture, photos.picture(path, save_viz))
+        results.add(Record(name, photo.width, photo.height, faces))
+        if window:
+            window.show(picture, f"{name} (any key for the next)")
+
+
+def _video_path(source: VideoSource, save_viz: Path | None) -> Path | None:
+    """Return where the annotated video goes; a camera's is kept only if asked for."""
+    if source.is_camera:
+        return save_viz / f"{source.name.replace(' ', '-')}.mp4" if save_viz else None
+    return (save_viz or DEFAULT_VIDEO_DIR) / f"{Path(source.name).stem}.mp4"
+
+
+def _label_video(
+    source: VideoSource,
+    label: Labeller,
+    tracker: Tracker,
+    path: Path | None,
+    window: Window | None,
+    results: _Results,
+) -> None:
+    """Label frame after frame until the end, Ctrl-C, or until the window is closed."""
+    output = VideoFile(path, source.frame_rate) if path else None
+    with closing(output) if output else nullcontext():
+        try:
+            show = window.play if window else None
+            for record in label_video(source, label, tracker, output, show):
+                results.add(record)
+        except KeyboardInterrupt:
+            print("stopped; what was labelled until now is kept", file=sys.stderr)
+        if output:
+            output.finish()
+            print(f"Video: {path}")
+
+
+def format_record(record: Record) -> str:
+    """Return the lines that are printed of an image: its name, and a line a face."""
+    name = record.file if record.file.isprintable() else ascii(record.file)
+    frame = "" if record.frame is None else f" frame {record.frame} ({record.seconds:.2f} s)"
+    if record.error is not None:
+        return f"{name}{frame}: not readable: {record.error}"
+    number = len(record.faces)
+    count = "no face found" if not number else "1 face" if number == 1 else f"{number} faces"
+    head = f"{name}{frame} ({record.width}x{record.height}): {count}"
+    return "\n".join([head, *map(_format_face, record.faces)])
+
+
+def _format_face(face: LabelledFace) -> str:
+    box = ", ".join(f"{value:.0f}" for value in face.box)
+    chances = ", ".join(f"{name} {value:.3f}" for name, value in face.probabilities.items())
+    track = "" if face.track is None else f"face {face.track}{'' if face.seen else ' (missed)'}  "
+    return f"  {track}box ({box})  {face.label} {face.confidence:.3f}  [{chances}]"
+
+
+def format_summary(summary: Summary, num_new: int, seconds: float) -> str:
+    """Return the lines that are printed at the end.
+
+    Args:
+        summary: The counts.
+        num_new: How many images were labelled now, not in a run before.
+        seconds: How long that took.
+    """
+    counts = summary.to_json()
+    labels = ", ".join(f"{number} {name}" for name, number in counts["labels"].items())
+    lines = [
+        f"{counts['images']} images: {counts['faces']} faces" + (f" ({labels})" if labels else ""),
+        f"{counts['without_faces']} without a face, {counts['unreadable']} not readable",
+        *(f"  {error}" for error in summary.errors),
+    ]
+    more = summary.unreadable - len(summary.errors)
+    lines += [f"  and {more} more"] if more else []
+    if num_new and seconds:
+        rate = f"{num_new / seconds:.1f} a second, {1000 * seconds / num_new:.0f} ms each"
+        lines.append(f"{num_new} in {seconds:.1f} s: {rate}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

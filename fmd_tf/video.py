@@ -1,0 +1,341 @@
+"""Video in, labelled video out: frames, a tracker that keeps boxes steady, an annotated file.
+
+Frames are read and written by OpenCV (the extra `video`). The tracker is the matching of SORT
+(Bewley et al. 2016, arXiv:1602.00763) with exponential smoothing in place of its Kalman filter:
+a face moves little between two frames.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from scipy.optimize import linear_sum_assignment
+
+from fmd_tf.draw import draw_faces
+from fmd_tf.photos import Photo, PhotoError
+from fmd_tf.records import UNCERTAIN, LabelledFace, Record
+
+DEFAULT_FRAME_RATE = 25.0
+_MAX_FRAME_RATE = 1000.0
+_EXPECTED = "expected a video that OpenCV reads, such as MP4"
+_EXPECTED_CAMERA = "expected the number of a camera that is plugged in and free, from 0"
+
+Labeller = Callable[[Photo], Sequence[LabelledFace]]
+
+
+class VideoError(ValueError):
+    """A video or camera cannot be read, or a video cannot be written."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame.
+
+    Attributes:
+        index: Number from 0.
+        seconds: Time since the beginning.
+        pixels: uint8 RGB [height, width, 3].
+    """
+
+    index: int
+    seconds: float
+    pixels: np.ndarray
+
+
+class VideoSource:
+    """The frames of a file or camera.
+
+    Args:
+        source: A file, or the number of a camera.
+
+    Raises:
+        VideoError: OpenCV is missing, or there is no such file or camera, or no frame in it.
+    """
+
+    def __init__(self, source: Path | int) -> None:
+        self._cv2 = _import_cv2()
+        self.name = f"camera {source}" if isinstance(source, int) else str(source)
+        if isinstance(source, Path) and not source.is_file():
+            raise VideoError(f"no video file {source}")
+        self.is_camera = isinstance(source, int)
+        self._capture = self._open(source)
+        read, self._first = self._capture.read()
+        if not read:
+            self.close()
+            raise VideoError(f"no frame can be read from {self.name}; {self._expected()}")
+        rate = self._capture.get(self._cv2.CAP_PROP_FPS)
+        self.frame_rate = rate if 0 < rate <= _MAX_FRAME_RATE else DEFAULT_FRAME_RATE
+        count = self._capture.get(self._cv2.CAP_PROP_FRAME_COUNT)
+        self.num_frames = int(count) if 0 < count < 2**31 and not self.is_camera else None
+
+    def _open(self, source: Path | int) -> Any:
+        capture = self._cv2.VideoCapture(source if isinstance(source, int) else str(source))
+        if not capture.isOpened():
+            capture.release()
+            raise VideoError(f"{self.name} cannot be opened; {self._expected()}")
+        return capture
+
+    def _expected(self) -> str:
+        return _EXPECTED_CAMERA if self.is_camera else _EXPECTED
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Give the frames, once; a camera has no end."""
+        started, index, bgr = time.perf_counter(), 0, self._first
+        while bgr is not None:
+            elapsed = time.perf_counter() - started
+            seconds = elapsed if self.is_camera else index / self.frame_rate
+            yield Frame(index, round(seconds, 3), np.ascontiguousarray(bgr[:, :, ::-1]))
+            read, following = self._capture.read()
+            index, bgr = index + 1, following if read else None
+
+    def close(self) -> None:
+        """Let go of the file or camera."""
+        self._capture.release()
+
+
+def _import_cv2() -> ModuleType:
+    # OpenCV and FFmpeg print to standard error what becomes an error message here.
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    try:
+        import cv2
+    except ImportError as error:
+        raise VideoError(
+            f"video needs OpenCV ({error}); install it with pip install fmd_tf[video]"
+        ) from error
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    return cv2
+
+
+class VideoFile:
+    """An annotated video that is being written; `finish` puts it into place.
+
+    Args:
+        path: File name ending in `.mp4`; replaced where it exists.
+        frame_rate: Frames a second.
+
+    Raises:
+        VideoError: It cannot be written.
+    """
+
+    def __init__(self, path: Path, frame_rate: float) -> None:
+        self._cv2 = _import_cv2()
+        self.path = path
+        self._partial = path.with_name(f".{path.stem}.partial.mp4")
+        self._frame_rate = frame_rate
+        self._writer: Any = None
+        self._size = (0, 0)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise VideoError(f"{path} cannot be written ({error.strerror})") from error
+
+    def add(self, picture: Image.Image) -> None:
+        """Append a frame; all have the first one's size, rounded down to even numbers."""
+        if self._writer is None:
+            self._size = (max(2, picture.width // 2 * 2), max(2, picture.height // 2 * 2))
+            codec = self._cv2.VideoWriter.fourcc(*"mp4v")
+            self._writer = self._cv2.VideoWriter(
+                str(self._partial), codec, self._frame_rate, self._size
+            )
+            if not self._writer.isOpened():
+                raise VideoError(f"{self.path} cannot be written by OpenCV as MP4")
+        cropped = picture.crop((0, 0, *self._size))
+        self._writer.write(np.ascontiguousarray(np.asarray(cropped)[:, :, ::-1]))
+
+    def finish(self) -> None:
+        """Close the file and rename it into place."""
+        if self._writer is not None:
+            self._writer.release()
+            self._partial.replace(self.path)
+
+    def close(self) -> None:
+        """Drop what was not finished."""
+        if self._writer is not None:
+            self._writer.release()
+        self._partial.unlink(missing_ok=True)
+
+
+@dataclass
+class _Track:
+    face: LabelledFace
+    missed: int = 0
+
+
+class Tracker:
+    """Keeps boxes and probabilities of faces steady over frames.
+
+    Args:
+        confidence_threshold: Least smoothed probability, else the label is uncertain.
+        min_overlap: Least intersection over union of a face with its last box; default 0.3.
+        new_share: Weight of a frame's box against the smoothed one, 1 for no smoothing; default
+            0.6.
+        new_share_probabilities: The same for probabilities; default 0.3.
+        memory: Frames for which a face that is not found is kept where it was; default 5.
+    """
+
+    def __init__(
+        self,
+        confidence_threshold: float = 0.0,
+        min_overlap: float = 0.3,
+        new_share: float = 0.6,
+        new_share_probabilities: float = 0.3,
+        memory: int = 5,
+    ) -> None:
+        self._threshold = confidence_threshold
+        self._min_overlap = min_overlap
+        self._new_share = new_share
+        self._new_share_probabilities = new_share_probabilities
+        self._memory = memory
+        self._tracks: list[_Track] = []
+        self._next = 1
+
+    def update(self, faces: Sequence[LabelledFace]) -> list[LabelledFace]:
+        """Take the faces of the next frame.
+
+        Args:
+            faces: What the detector found, boxes in pixels.
+
+        Returns:
+            The faces to show, each with its `track`: those found, smoothed, and those remembered
+            (`seen` is false), by number.
+        """
+        matches = _match(self._tracks, faces, self._min_overlap)
+        for index, track in enumerate(self._tracks):
+            if index in matches:
+                track.face, track.missed = self._smooth(track.face, faces[matches[index]]), 0
+            else:
+                track.face, track.missed = replace(track.face, seen=False), track.missed + 1
+        found = set(matches.values())
+        self._tracks += [self._begin(face) for i, face in enumerate(faces) if i not in found]
+        self._tracks = [track for track in self._tracks if track.missed <= self._memory]
+        return [track.face for track in self._tracks]
+
+    def _begin(self, face: LabelledFace) -> _Track:
+        self._next += 1
+        return _Track(replace(face, track=self._next - 1, seen=True))
+
+    def _smooth(self, before: LabelledFace, now: LabelledFace) -> LabelledFace:
+        share = self._new_share
+        box = share * np.array(now.box) + (1 - share) * np.array(before.box)
+        chances = self._new_share_probabilities
+        probabilities = {
+            name: chances * value + (1 - chances) * before.probabilities[name]
+            for name, value in now.probabilities.items()
+        }
+        best = max(probabilities, key=lambda name: probabilities[name])
+        confidence = probabilities[best]
+        return LabelledFace(
+            box=tuple(box.tolist()),
+            face_score=now.face_score,
+            label=best if confidence >= self._threshold else UNCERTAIN,
+            class_name=best,
+            confidence=confidence,
+            probabilities=probabilities,
+            track=before.track,
+        )
+
+
+def _match(
+    tracks: Sequence[_Track], faces: Sequence[LabelledFace], min_overlap: float
+) -> dict[int, int]:
+    """Return face index by track index, with the largest sum of overlaps."""
+    if not tracks or not faces:
+        return {}
+    overlaps = box_overlaps(
+        np.array([track.face.box for track in tracks]), np.array([face.box for face in faces])
+    )
+    # Pairs that may not match must not draw others into worse matches.
+    allowed = np.where(overlaps >= min_overlap, overlaps, 0.0)
+    rows, columns = linear_sum_assignment(allowed, maximize=True)
+    pairs = zip(rows.tolist(), columns.tolist(), strict=True)
+    return {row: column for row, column in pairs if allowed[row, column] > 0}
+
+
+def box_overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the intersection over union of boxes.
+
+    Args:
+        first: [n, 4], pixels as in `fmd_tf.boxes`.
+        second: [m, 4].
+
+    Returns:
+        float [n, m], 0-1.
+    """
+    low = np.maximum(first[:, None, :2], second[None, :, :2])
+    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
+    common = np.prod(np.maximum(high - low, 0.0), axis=2)
+    areas = [np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) for boxes in (first, second)]
+    union = areas[0][:, None] + areas[1][None] - common
+    return common / np.maximum(union, 1e-9)
+
+
+def label_video(
+    source: VideoSource,
+    label: Labeller,
+    tracker: Tracker,
+    output: VideoFile | None,
+    show: Callable[[Image.Image], bool] | None = None,
+) -> Iterator[Record]:
+    """Label the frames one by one; only one is in memory.
+
+    Args:
+        source: The frames.
+        label: Finds and classifies the faces of one frame.
+        tracker: Keeps them steady.
+        output: Where the annotated video goes.
+        show: Shows an annotated frame; returns False to stop.
+
+    Yields:
+        A record a frame.
+    """
+    clock = FrameClock()
+    with closing(source):
+        for frame in source:
+            record = _label_frame(source.name, frame, label, tracker)
+            clock.tick()
+            if output or show:
+                note = f"{clock.rate:.1f} frames/s"
+                picture = draw_faces(frame.pixels, record.faces, note, legend=False)
+                if output:
+                    output.add(picture)
+            yield record
+            if show and not show(picture):
+                return
+
+
+def _label_frame(name: str, frame: Frame, label: Labeller, tracker: Tracker) -> Record:
+    height, width = frame.pixels.shape[:2]
+    empty = Record(name, frame=frame.index, seconds=frame.seconds)
+    try:
+        faces = tracker.update(label(Photo(frame.pixels)))
+    except PhotoError as error:
+        return replace(empty, error=str(error))
+    return replace(empty, width=width, height=height, faces=faces)
+
+
+class FrameClock:
+    """Frames per second, over the last second or so."""
+
+    def __init__(self) -> None:
+        self._ticks = [time.perf_counter()]
+
+    def tick(self) -> None:
+        """Count a frame."""
+        now = time.perf_counter()
+        self._ticks = [tick for tick in self._ticks[-60:] if now - tick < 2.0] or self._ticks[-1:]
+        self._ticks.append(now)
+
+    @property
+    def rate(self) -> float:
+        """Frames per second; 0 before the first."""
+        span = self._ticks[-1] - self._ticks[0]
+        return (len(self._ticks) - 1) / span if span > 0 else 0.0

@@ -1,0 +1,103 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from fmd_tf.input_pipeline import decode_photo
+from fmd_tf.photos import PhotoError, find_photos, read_photo
+from tests.serving import encode, faces
+
+PIXELS = faces(1, shape=(30, 44))[0]
+
+
+def write(folder: Path, name: str, data: bytes) -> Path:
+    (folder / name).write_bytes(data)
+    return folder / name
+
+
+def exif(orientation: int) -> Image.Exif:
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "BMP"])
+def test_pixels_are_those_of_training(tmp_path: Path, form: str):
+    data = encode(PIXELS, form)
+    photo = read_photo(write(tmp_path, "a.jpg", data))  # The ending does not matter.
+    np.testing.assert_array_equal(photo.pixels, decode_photo(data))
+    assert (photo.width, photo.height) == (44, 30)
+    assert photo.encoded() == data
+
+
+@pytest.mark.parametrize(("form", "options"), [("JPEG", {"exif": exif(6)}), ("GIF", {})])
+def test_where_a_server_would_see_another_photo_it_gets_pixels(
+    tmp_path: Path, form: str, options: dict
+):
+    photo = read_photo(write(tmp_path, "a", encode(PIXELS, form, **options)))
+    assert photo.data is None
+    np.testing.assert_array_equal(decode_photo(photo.encoded()), photo.pixels)
+
+
+def test_an_upright_tag_changes_nothing(tmp_path: Path):
+    data = encode(PIXELS, "JPEG", exif=exif(1))
+    assert read_photo(write(tmp_path, "a", data)).encoded() == data
+
+
+def test_of_an_animation_the_first_frame_is_read(tmp_path: Path):
+    frames = [Image.new("RGB", (6, 4), color) for color in ("red", "blue")]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    photo = read_photo(write(tmp_path, "a.gif", buffer.getvalue()))
+    assert photo.pixels.shape == (4, 6, 3)
+    assert (photo.pixels == [255, 0, 0]).all()
+
+
+def test_sixteen_bits_become_eight(tmp_path: Path):
+    deep = tf.io.encode_png(PIXELS.astype(np.uint16) * 257).numpy()
+    np.testing.assert_array_equal(read_photo(write(tmp_path, "a.png", deep)).pixels, PIXELS)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "the file is empty"),
+        (b"hello", "not an image of a known kind; expected JPEG"),
+        (encode(PIXELS, "TIFF"), "expected JPEG, PNG, WebP, BMP or GIF, got TIFF"),
+        (encode(PIXELS, "JPEG")[:-200], r"damaged or cut off \(jpeg::Uncompress failed"),
+        (encode(PIXELS, "PNG")[:-200], r"damaged or cut off \(Invalid PNG data"),
+    ],
+    ids="empty text tiff jpeg png".split(),
+)
+def test_what_cannot_be_read_has_a_reason(tmp_path: Path, data: bytes, message: str):
+    with pytest.raises(PhotoError, match=message):
+        read_photo(write(tmp_path, "a.jpg", data))
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path: Path):
+    with pytest.raises(PhotoError, match=r"cannot be read \(No such file"):
+        read_photo(tmp_path / "no.jpg")
+    with pytest.raises(PhotoError, match="cannot be read"):
+        read_photo(tmp_path)
+
+
+def test_photos_are_found_in_all_folders_in_the_same_order(tmp_path: Path):
+    for name in (
+        "b.JPG",
+        "a.png",
+        "deep/c.webp",
+        "out/x.jpg",
+        ".hidden.jpg",
+        "notes.txt",
+        "d.heic",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    found = [
+        path.relative_to(tmp_path).as_posix() for path in find_photos(tmp_path, tmp_path / "out")
+    ]
+    assert found == ["a.png", "b.JPG", "d.heic", "deep/c.webp"]

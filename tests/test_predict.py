@@ -1,0 +1,188 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fmd_tf import predict
+from fmd_tf.input_pipeline import crop_faces, decode_upright
+from fmd_tf.model import load_model
+from fmd_tf.records import LabelledFace, Record
+from fmd_tf.voc import read_folder
+from tests.conftest import voc_xml
+from tests.serving import encode, faces
+from tests.test_photos import exif
+from tests.test_video import write_video
+
+
+def run(*arguments: object) -> int:
+    return predict.main([str(each) for each in arguments])
+
+
+@pytest.fixture
+def photos(tmp_path: Path, sample_dir: Path) -> Path:
+    """Five drawn photos with their annotations, two of them in a folder of their own."""
+    for name in ("images", "annotations"):
+        (tmp_path / "voc" / name).mkdir(parents=True)
+    for index, each in enumerate(read_folder(sample_dir).annotations[:5]):
+        folder = tmp_path / "voc" / "images" / ("more" if index > 2 else "")
+        folder.mkdir(exist_ok=True)
+        shutil.copy(each.photo, folder)
+        beside = folder if index > 2 else tmp_path / "voc" / "annotations"
+        shutil.copy(each.xml, beside)
+    return tmp_path / "voc" / "images"
+
+
+def test_a_folder_is_labelled_as_the_model_labels_its_crops(
+    photos: Path, tiny_classifier: Path, tmp_path: Path, sample_dir: Path
+):
+    output = tmp_path / "faces.json"
+    arguments = ["--folder", photos, "--model", tiny_classifier, "--detector", "voc"]
+    assert run(*arguments, "--output", output, "--batch-size", 2) == 0
+    found = json.loads(output.read_text())
+    model, card = load_model(tiny_classifier)
+    annotations = {each.photo.name: each for each in read_folder(sample_dir).annotations}
+    assert len(found["images"]) == 5
+    for record in found["images"]:
+        annotation = annotations[Path(record["file"]).name]
+        boxes = np.array([face.box for face in annotation.faces]).reshape(-1, 4)
+        pixels = decode_upright(annotation.photo.read_bytes())
+        crops = crop_faces(pixels, boxes, card.image_size, card.padding, card.square)
+        expected = model(np.asarray(crops, np.float32), training=False)
+        rows = [list(face["probabilities"].values()) for face in record["faces"]]
+        # The file has six digits.
+        np.testing.assert_allclose(np.reshape(rows, (-1, 3)), expected, atol=1e-5)
+        assert [face["box"] for face in record["faces"]] == boxes.tolist()
+        assert (record["width"], record["height"]) == (annotation.width, annotation.height)
+    assert [each["file"][:5] for each in found["images"]] == ["more/"] * 2 + ["sampl"] * 3
+    assert found["summary"]["faces"] == sum(len(each["faces"]) for each in found["images"])
+
+
+def test_the_console_has_a_block_an_image_and_a_summary(
+    photos: Path, tiny_classifier: Path, capsys: pytest.CaptureFixture[str]
+):
+    (photos / "broken.jpg").write_text("hello")
+    arguments = ["--folder", photos, "--model", tiny_classifier, "--detector", "voc"]
+    assert run(*arguments, "--confidence-threshold", 1) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "broken.jpg: not readable: not an image of a known kind" in lines[0]
+    assert lines[-4].startswith("6 images: ") and " uncertain)" in lines[-4]
+    assert lines[-3].endswith("1 not readable")
+    assert lines[-2].startswith("  broken.jpg: ")
+    assert lines[-1].startswith("6 in ")
+
+
+def test_a_block():
+    probabilities = {"with_mask": 0.912, "without_mask": 0.088}
+    face = LabelledFace((1.2, 2.0, 30.7, 41.0), 0.9, "with_mask", "with_mask", 0.912, probabilities)
+    text = predict.format_record(Record("a.jpg", 64, 48, [face]))
+    assert text.splitlines() == [
+        "a.jpg (64x48): 1 face",
+        "  box (1, 2, 31, 41)  with_mask 0.912  [with_mask 0.912, without_mask 0.088]",
+    ]
+    assert predict.format_record(Record("a\n.jpg", 6, 4)) == r"'a\n.jpg' (6x4): no face found"
+
+
+def test_annotated_pictures_of_photos_of_one_name(photos: Path, tiny_classifier: Path):
+    first = next(photos.glob("*.png"))
+    shutil.copy(first, photos / "more" / first.name)
+    Image.open(first).save(first.with_suffix(".jpg"))
+    arguments = ["--folder", photos, "--model", tiny_classifier, "--detector", "none"]
+    # A second run does not take the first one's pictures for photos.
+    for _ in range(2):
+        assert run(*arguments, "--save-viz", photos / "out") == 0
+    pictures = [each.relative_to(photos / "out") for each in (photos / "out").rglob("*.*")]
+    assert len(pictures) == 7
+    assert {Path(f"{first.stem}.jpg.jpg"), Path(f"more/{first.name}.jpg")} <= set(pictures)
+
+
+def test_none_takes_each_photo_for_a_crop(tmp_path: Path, tiny_classifier: Path):
+    (tmp_path / "crop.png").write_bytes(encode(faces(1)[0]))
+    arguments = ["--image", tmp_path / "crop.png", "--model", tiny_classifier]
+    assert run(*arguments, "--detector", "none", "--output", tmp_path / "a.json") == 0
+    (record,) = json.loads((tmp_path / "a.json").read_text())["images"]
+    (face,) = record["faces"]
+    # A crop of the model's own size passes unchanged.
+    expected = load_model(tiny_classifier)[0](faces(1).astype(np.float32)).numpy()[0]
+    assert face["box"] == [0, 0, 32, 32] and face["face_score"] == 1
+    np.testing.assert_allclose(list(face["probabilities"].values()), expected, atol=1e-5)
+
+
+def test_boxes_are_of_the_upright_photo(tmp_path: Path, tiny_classifier: Path):
+    upright = faces(1, shape=(30, 40))[0]
+    for name, pixels, orientation in [("a", upright, 1), ("b", np.rot90(upright), 6)]:
+        data = encode(pixels, "JPEG", quality=100, subsampling=0, exif=exif(orientation))
+        (tmp_path / f"{name}.jpg").write_bytes(data)
+        xml = voc_xml(f"{name}.jpg", (40, 30), [("with_mask", (5, 6, 25, 26))])
+        (tmp_path / f"{name}.xml").write_text(xml)
+    arguments = ["--folder", tmp_path, "--model", tiny_classifier, "--detector", "voc"]
+    assert run(*arguments, "--output", tmp_path / "a.json") == 0
+    first, second = json.loads((tmp_path / "a.json").read_text())["images"]
+    assert (first["width"], first["height"]) == (second["width"], second["height"]) == (40, 30)
+    # JPEG's blocks lie elsewhere in the turned photo.
+    first, second = (list(each["faces"][0]["probabilities"].values()) for each in (first, second))
+    np.testing.assert_allclose(first, second, atol=0.02)
+
+
+def test_a_killed_run_goes_on(photos: Path, tiny_classifier: Path, tmp_path: Path):
+    """Kill a process after its second photo, mark what it wrote, and run it again."""
+    output, partial = tmp_path / "a.json", tmp_path / ".a.json.partial.jsonl"
+    for index in range(300):
+        shutil.copy(next(photos.glob("*.png")), photos / f"copy{index}.png")
+    arguments = ["--folder", photos, "--model", tiny_classifier, "--detector", "none"]
+    arguments += ["--output", output]
+    command = [sys.executable, "-m", "fmd_tf.predict", *map(str, arguments)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while not partial.exists() or partial.read_bytes().count(b"\n") < 3:
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+    assert not output.exists()
+    partial.write_text(partial.read_text().replace('"label": "', '"label": "before '))
+    assert run(*arguments) == 0
+    records = json.loads(output.read_text())["images"]
+    assert len({each["file"] for each in records}) == len(records) == 305
+    marked = [each["faces"][0]["label"].startswith("before ") for each in records]
+    assert 2 <= sum(marked) < 305
+    assert marked == sorted(marked, reverse=True)
+    assert not partial.exists()
+
+
+def test_a_server_that_fails_ends_the_run_and_keeps_it(
+    photos: Path, tiny_classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    arguments = ["--folder", photos, "--detector", "voc", "--model", "http://127.0.0.1:9"]
+    assert run(*arguments, "--output", tmp_path / "a.json") == 2
+    assert "no answer from http://127.0.0.1:9" in capsys.readouterr().err
+    assert list(tmp_path.glob("*.json*")) == []
+
+
+def test_a_video_is_labelled(tmp_path: Path, tiny_classifier: Path):
+    video = write_video(tmp_path / "in.mp4", faces(3, shape=(48, 64)))
+    arguments = ["--video", video, "--model", tiny_classifier, "--detector", "none"]
+    arguments += ["--output", tmp_path / "a.json", "--save-viz", tmp_path / "out"]
+    assert run(*arguments) == 0
+    records = json.loads((tmp_path / "a.json").read_text())["images"]
+    assert [(each["frame"], each["faces"][0]["track"]) for each in records] == [
+        (0, 1),
+        (1, 1),
+        (2, 1),
+    ]
+    assert (tmp_path / "out" / "in.mp4").stat().st_size > 0
+
+
+def test_progress_off_a_terminal_is_a_line_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(predict, "_REPORT_SECONDS", 0.0)
+    progress = predict.Progress(3, 1, "image")
+    progress.add("a block")
+    progress.close()
+    assert capsys.readouterr() == ("a block\n", "2 of 3 images\n")

@@ -1,0 +1,123 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fmd_tf.client import Prediction
+from fmd_tf.records import UNCERTAIN, JsonOutput, OutputError, Record, Summary, label_faces
+
+SETTINGS = {"model": "a", "face_threshold": None}
+
+
+def record(name: str) -> dict:
+    return Record(name, 4, 3).to_json()
+
+
+def test_below_the_threshold_a_face_is_uncertain_and_says_of_what():
+    boxes = np.array([[0, 0, 4, 4], [1, 1, 3, 3.126]], np.float32)
+    predictions = [
+        Prediction("a", 0.7, {"a": 0.7, "b": 0.3}),
+        Prediction("b", 0.69, {"a": 0.31, "b": 0.69}),
+    ]
+    faces = label_faces(boxes, np.array([0.9, 0.8], np.float32), predictions, 0.7)
+    assert [face.label for face in faces] == ["a", UNCERTAIN]
+    assert faces[1].to_json() == {
+        "box": [1.0, 1.0, 3.0, 3.13],  # 3.126 to two places.
+        "face_score": 0.8,
+        "label": "uncertain",
+        "class": "b",
+        "confidence": 0.69,
+        "probabilities": {"a": 0.31, "b": 0.69},
+    }
+
+
+def test_the_summary_counts():
+    summary = Summary()
+    for each in [record("a"), Record("b", error="damaged").to_json(), record("c")]:
+        summary.add(each)
+    assert summary.to_json() == {
+        "images": 3,
+        "unreadable": 1,
+        "without_faces": 2,
+        "faces": 0,
+        "labels": {},
+    }
+    assert summary.errors == ["b: damaged"]
+
+
+def test_a_million_errors_are_not_kept():
+    summary = Summary()
+    for index in range(1000):
+        summary.add(Record(f"{index}", error="damaged").to_json())
+    assert summary.unreadable == 1000
+    assert len(summary.errors) == 20
+
+
+def test_the_file_appears_when_all_is_done(tmp_path: Path):
+    path = tmp_path / "deep" / "faces.json"
+    output = JsonOutput(path, SETTINGS, resume=True)
+    output.add(record("a"))
+    output.add(record("b"))
+    assert not path.exists()
+    output.finish(Summary())
+    found = json.loads(path.read_text())
+    assert (found["schema"], found["schema_version"]) == ("fmd_tf.predictions", 1)
+    assert found["settings"] == SETTINGS
+    assert [each["file"] for each in found["images"]] == ["a", "b"]
+    assert [each.name for each in path.parent.iterdir()] == ["faces.json"]
+
+
+def test_a_file_without_images_is_json_too(tmp_path: Path):
+    JsonOutput(tmp_path / "a.json", SETTINGS, resume=True).finish(Summary())
+    assert json.loads((tmp_path / "a.json").read_text())["images"] == []
+
+
+def test_a_killed_run_goes_on_after_the_last_whole_line(tmp_path: Path):
+    first = JsonOutput(tmp_path / "a.json", SETTINGS, resume=True)
+    first.add(record("a"))
+    first.close()
+    with first.partial.open("a") as file:
+        file.write('{"file": "b", "wid')
+    second = JsonOutput(tmp_path / "a.json", SETTINGS, resume=True)
+    assert [each["file"] for each in second.done()] == ["a"]
+    second.add(record("b"))
+    second.finish(Summary())
+    images = json.loads((tmp_path / "a.json").read_text())["images"]
+    assert images == [record("a"), record("b")]
+
+
+def test_a_run_with_other_settings_is_not_mixed_in(tmp_path: Path):
+    first = JsonOutput(tmp_path / "a.json", SETTINGS, resume=True)
+    first.add(record("a"))
+    first.close()
+    with pytest.raises(OutputError, match=r"unfinished run with model a \(now b\); finish"):
+        JsonOutput(tmp_path / "a.json", {**SETTINGS, "model": "b"}, resume=True)
+    third = JsonOutput(tmp_path / "a.json", SETTINGS, resume=True)
+    assert len(list(third.done())) == 1
+    third.close()
+
+
+@pytest.mark.parametrize("left", ["", '{"schema', '{"settings": {"model": "b"}}\n'])
+def test_a_run_that_kept_nothing_is_forgotten(tmp_path: Path, left: str):
+    (tmp_path / ".a.json.partial.jsonl").write_text(left)
+    output = JsonOutput(tmp_path / "a.json", SETTINGS, resume=True)
+    assert list(output.done()) == []
+    output.close()
+
+
+def test_a_video_starts_over(tmp_path: Path):
+    first = JsonOutput(tmp_path / "a.json", SETTINGS, resume=True)
+    first.add(record("a"))
+    first.close()
+    output = JsonOutput(tmp_path / "a.json", {}, resume=False)
+    assert list(output.done()) == []
+    output.close()
+
+
+def test_what_is_there_stays_until_the_new_file_is_whole(tmp_path: Path):
+    (tmp_path / "a.json").write_text("old")
+    output = JsonOutput(tmp_path / "a.json", SETTINGS, resume=True)
+    assert (tmp_path / "a.json").read_text() == "old"
+    output.finish(Summary())
+    assert json.loads((tmp_path / "a.json").read_text())["summary"]["images"] == 0

@@ -1,0 +1,176 @@
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fmd_tf.photos import Photo, PhotoError
+from fmd_tf.records import UNCERTAIN, LabelledFace
+from fmd_tf.video import (
+    FrameClock,
+    Tracker,
+    VideoError,
+    VideoFile,
+    VideoSource,
+    box_overlaps,
+    label_video,
+)
+from tests.serving import faces as smooth_images
+
+cv2 = pytest.importorskip("cv2")
+
+
+def face(box: Sequence[float], with_mask: float = 0.9) -> LabelledFace:
+    probabilities = {"with_mask": with_mask, "without_mask": 1 - with_mask}
+    best = max(probabilities, key=probabilities.__getitem__)
+    return LabelledFace(tuple(box), 0.9, best, best, probabilities[best], probabilities)
+
+
+def write_video(path: Path, frames: np.ndarray, rate: float = 10.0) -> Path:
+    size = (frames.shape[2], frames.shape[1])
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
+    for frame in frames:
+        writer.write(np.ascontiguousarray(frame[:, :, ::-1]))
+    writer.release()
+    return path
+
+
+def test_overlaps():
+    # 2 x 2 boxes shifted by one: 2 common of 6; the same; apart.
+    first = np.array([[0, 0, 2, 2]])
+    second = np.array([[1, 0, 3, 2], [0, 0, 2, 2], [5, 5, 6, 6]])
+    np.testing.assert_allclose(box_overlaps(first, second), [[1 / 3, 1, 0]])
+
+
+def test_a_face_keeps_its_number_and_moves_smoothly():
+    tracker = Tracker(new_share=0.5)
+    assert tracker.update([face((0, 0, 10, 10))])[0].track == 1
+    (moved,) = tracker.update([face((2, 0, 12, 10))])
+    assert (moved.track, moved.box) == (1, (1.0, 0.0, 11.0, 10.0))  # Half of the way.
+
+
+def test_probabilities_are_smoothed_and_one_frame_changes_no_label():
+    tracker = Tracker(confidence_threshold=0.6, new_share_probabilities=0.25)
+    tracker.update([face((0, 0, 10, 10), with_mask=0.9)])
+    (one,) = tracker.update([face((0, 0, 10, 10), with_mask=0.1)])
+    # 0.25 * 0.1 + 0.75 * 0.9 = 0.7
+    assert one.label == "with_mask" and one.confidence == pytest.approx(0.7)
+    (two,) = tracker.update([face((0, 0, 10, 10), with_mask=0.1)])
+    # 0.25 * 0.1 + 0.75 * 0.7 = 0.55
+    assert (two.label, two.class_name) == (UNCERTAIN, "with_mask")
+    (three,) = tracker.update([face((0, 0, 10, 10), with_mask=0.1)])
+    # 0.25 * 0.1 + 0.75 * 0.55 = 0.4375
+    assert three.class_name == "without_mask" and three.confidence == pytest.approx(0.5625)
+
+
+def test_a_face_that_is_missed_is_remembered_for_a_while():
+    tracker = Tracker(memory=2)
+    tracker.update([face((0, 0, 10, 10))])
+    for _ in range(2):
+        (remembered,) = tracker.update([])
+        assert not remembered.seen and remembered.box == (0, 0, 10, 10)
+    (back,) = tracker.update([face((0, 0, 10, 10))])
+    assert back.seen and back.track == 1
+    for _ in range(2):
+        tracker.update([])
+    assert tracker.update([]) == []
+    assert tracker.update([face((0, 0, 10, 10))])[0].track == 2
+
+
+def test_faces_that_meet_keep_their_numbers():
+    """Two faces side by side move right by 3: the greedy choice would give 1 the box of 2."""
+    tracker = Tracker(min_overlap=0.1, new_share=1.0)
+    tracker.update([face((0, 0, 10, 10)), face((5, 0, 15, 10))])
+    # Overlaps: face 1 with (3..13) 7/13, with (8..18) 2/18; face 2 with (3..13) 8/12, with
+    # (8..18) 7/13. Greedy: 2 takes (3..13) and 1 gets (8..18), in sum 0.78; best sum 1.08.
+    found = tracker.update([face((8, 0, 18, 10)), face((3, 0, 13, 10))])
+    assert {each.track: each.box[0] for each in found} == {1: 3.0, 2: 8.0}
+
+
+def test_another_face_far_away_is_another_number():
+    tracker = Tracker(memory=0)
+    tracker.update([face((0, 0, 10, 10))])
+    assert [each.track for each in tracker.update([face((50, 0, 60, 10))])] == [2]
+
+
+def test_a_video_is_labelled_frame_by_frame(tmp_path: Path):
+    images = smooth_images(5, shape=(48, 64))
+    source = VideoSource(write_video(tmp_path / "in.mp4", images))
+    assert (source.frame_rate, source.num_frames) == (10.0, 5)
+    shapes = []
+
+    def label(photo: Photo) -> list[LabelledFace]:
+        shapes.append(photo.pixels.shape)
+        # The codec loses something; red and blue in each other's place would be more.
+        assert abs(photo.pixels.astype(int) - images[len(shapes) - 1]).mean() < 12
+        return [face((8, 8, 24, 24))]
+
+    output = VideoFile(tmp_path / "out" / "in.mp4", source.frame_rate)
+    records = list(label_video(source, label, Tracker(), output))
+    output.finish()
+    assert shapes == [(48, 64, 3)] * 5
+    assert [(each.frame, each.seconds) for each in records] == [(i, i / 10) for i in range(5)]
+    assert [each.faces[0].track for each in records] == [1] * 5
+    assert records[0].to_json()["faces"][0]["seen"] is True
+    written = VideoSource(tmp_path / "out" / "in.mp4")
+    assert [frame.pixels.shape for frame in written] == [(192, 256, 3)] * 5  # Enlarged by 4.
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["in.mp4"]
+
+
+def test_a_frame_that_is_refused_does_not_end_the_video(tmp_path: Path):
+    def refuse(photo: Photo) -> list[LabelledFace]:
+        raise PhotoError("too large")
+
+    source = VideoSource(write_video(tmp_path / "in.mp4", smooth_images(2)))
+    records = list(label_video(source, refuse, Tracker(), None))
+    assert [each.error for each in records] == ["too large"] * 2
+
+
+def test_closing_the_window_ends_it(tmp_path: Path):
+    source = VideoSource(write_video(tmp_path / "in.mp4", smooth_images(4)))
+    shown: list[Image.Image] = []
+
+    def show(picture: Image.Image) -> bool:
+        shown.append(picture)
+        return len(shown) < 2
+
+    records = list(label_video(source, lambda _: [], Tracker(), None, show))
+    assert len(records) == len(shown) == 2
+
+
+def test_an_unfinished_file_leaves_nothing(tmp_path: Path):
+    output = VideoFile(tmp_path / "a.mp4", 10.0)
+    output.add(Image.new("RGB", (33, 21)))  # Odd sizes are cut to even ones.
+    output.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", None])
+def test_what_is_no_video_is_named(tmp_path: Path, content: bytes | None):
+    if content is not None:
+        (tmp_path / "a.mp4").write_bytes(content)
+    with pytest.raises(VideoError, match=r"a\.mp4"):
+        VideoSource(tmp_path / "a.mp4")
+
+
+def test_a_video_without_frames_and_a_camera_that_is_not_there(tmp_path: Path):
+    path = write_video(tmp_path / "a.mp4", smooth_images(1)[:0])
+    with pytest.raises(VideoError, match=r"a\.mp4"):
+        VideoSource(path)
+    with pytest.raises(VideoError, match="camera 77 cannot be opened"):
+        VideoSource(77)
+
+
+def test_opencv_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(__import__("sys").modules, "cv2", None)
+    with pytest.raises(VideoError, match=r"pip install fmd_tf\[video\]"):
+        VideoSource(tmp_path / "a.mp4")
+
+
+def test_the_clock_counts_frames_a_second():
+    clock = FrameClock()
+    assert clock.rate == 0.0
+    for _ in range(3):
+        clock.tick()
+    assert clock.rate > 100
