@@ -1,17 +1,21 @@
+import io
 import json
 import os
 import shutil
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 from tensorflow.core.protobuf import saved_model_pb2
 
 from fmd_tf import CLASS_NAMES, export
+from fmd_tf.detector import DetectorCard, build_detector, find_faces, save_detector
 from fmd_tf.export import ExportError, export_saved_model, main
 from fmd_tf.input_pipeline import crop_faces, decode_photo
 from fmd_tf.model import MODEL_NAMES, ModelCard, build_model, save_model
@@ -23,15 +27,16 @@ from tests.serving import CARD, SIZE, encode, faces, tiny_model
 # TF Serving). A test in CI without that version can show only that no other op has come in:
 # whoever adds one loads an export in 2.20 first.
 OPS_SEEN_IN_TF_2_20 = """
-AddV2 All ArgMax Assert BatchFunction BiasAdd Cast ClipByValue ConcatV2 Const Conv2D DecodeImage
-DecodeRaw DepthwiseConv2dNative EnsureShape Equal ExpandDims ExtractJpegShape Floor FloorDiv
-FloorMod GatherV2 Greater GreaterEqual Identity IdentityN If Less LessEqual LogicalAnd LogicalOr
-MatMul Max MaxPool Maximum Mean MergeV2Checkpoints Minimum Mul NoOp Pack Pad Placeholder Prod
-Range Rank RealDiv Relu Relu6 Reshape RestoreV2 ReverseV2 Round Rsqrt SaveV2 ScaleAndTranslate
-Select SelectV2 Shape ShardedFilename Sigmoid Size Softmax Sqrt Squeeze StatefulPartitionedCall
-StatelessIf StatelessWhile StaticRegexFullMatch StridedSlice StringJoin Sub Substr Sum
+AddV2 All Any ArgMax Assert BatchFunction BiasAdd Cast ClipByValue ConcatV2 Const Conv2D
+DecodeImage DecodeRaw DepthwiseConv2dNative EnsureShape Equal Exp ExpandDims ExtractJpegShape Fill
+Floor FloorDiv FloorMod GatherV2 Greater GreaterEqual Identity IdentityN If Less LessEqual
+LogicalAnd LogicalOr MatMul Max MaxPool Maximum Mean MergeV2Checkpoints Minimum Mul NoOp
+NonMaxSuppressionV3 NotEqual Pack Pad PartitionedCall Placeholder Prod Range Rank RealDiv Relu
+Relu6 Reshape RestoreV2 ReverseV2 Round Rsqrt SaveV2 ScaleAndTranslate Select SelectV2 Shape
+ShardedFilename Sigmoid Size Softmax Sqrt Squeeze StatefulPartitionedCall StatelessIf
+StatelessWhile StaticRegexFullMatch StridedSlice StringJoin StringLength Sub Substr Sum
 TensorListFromTensor TensorListGetItem TensorListReserve TensorListSetItem TensorListStack Tile
-Unpack While
+Transpose Unpack Where While
 """.split()
 
 
@@ -378,3 +383,93 @@ def test_every_backbone_agrees_with_its_model(model_name: str, tmp_path: Path) -
     answer = ask(session, "serving_default", image_bytes=[encode(crop) for crop in crops])
     np.testing.assert_allclose(answer["probabilities"], expected, atol=1e-4)
     session.release()
+
+
+@pytest.fixture(scope="module")
+def detector() -> tuple[keras.Model, DetectorCard]:
+    """Return an untrained detector: any faces will do, as long as they are the same everywhere."""
+    keras.utils.set_random_seed(1)
+    network = build_detector("none")
+    scores = find_faces(network, DetectorCard(64), tf.constant(_scene()), threshold=0.0)[1]
+    return network, DetectorCard(64, threshold=float(scores[4] + scores[5]) / 2)
+
+
+def _scene(height: int = 60, width: int = 90) -> np.ndarray:
+    return faces(1, seed=5, shape=(height, width))[0]
+
+
+@pytest.fixture(scope="module")
+def photo_dir(model: keras.Model, detector, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output_dir = tmp_path_factory.mktemp("photo") / "face_mask"
+    return export_saved_model(model, CARD, output_dir, detector=detector)
+
+
+@pytest.fixture(scope="module")
+def photo_session(photo_dir: Path) -> Servable:
+    return Servable(photo_dir)
+
+
+def test_photo_finds_cuts_and_classifies_as_python_does(model, detector, photo_session) -> None:
+    photo = tf.constant(_scene())
+    boxes, scores = find_faces(*detector, photo)
+    assert len(boxes) == 5
+    crops = crop_faces(photo, boxes, CARD.image_size, CARD.padding, CARD.square)
+    expected = model.predict(crops.numpy().astype(np.float32), verbose=0)
+    for image_bytes in (encode(photo.numpy()), [encode(photo.numpy())]):
+        found = ask(photo_session, "photo", image_bytes=image_bytes)
+        np.testing.assert_allclose(found["boxes"], boxes, atol=1e-3)
+        np.testing.assert_allclose(found["face_scores"], scores, atol=1e-5)
+        np.testing.assert_allclose(found["probabilities"], expected, atol=1e-4)
+        assert found["label"].shape == found["score"].shape == (5,)
+
+
+def test_photo_is_turned_upright(detector, photo_session) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # To be shown rotated by 90 degrees clockwise.
+    stored = encode(_scene(), "JPEG", exif=exif)
+    upright = tf.image.rot90(decode_photo(stored), k=3)
+    found = ask(photo_session, "photo", image_bytes=stored)
+    np.testing.assert_allclose(found["boxes"], find_faces(*detector, upright)[0], atol=1e-3)
+    assert len(found["boxes"])
+
+
+def test_a_photo_without_faces_has_no_rows(model, detector, tmp_path) -> None:
+    strict = (detector[0], replace(detector[1], threshold=1.0))
+    session = Servable(export_saved_model(model, CARD, tmp_path / "face_mask", detector=strict))
+    found = ask(session, "photo", image_bytes=encode(_scene()))
+    assert {name: array.shape for name, array in found.items()} == {
+        "boxes": (0, 4),
+        "face_scores": (0,),
+        "label": (0,),
+        "score": (0,),
+        "probabilities": (0, 3),
+        "class_names": (0, 3),
+    }
+
+
+@pytest.mark.parametrize(
+    ("image_bytes", "expected"),
+    [
+        ([encode(_scene()), encode(_scene())], "expected one photo"),
+        (b"no image", "Unknown image file format"),
+        (encode(_scene())[:-200], "PNG"),
+    ],
+    ids=["two photos", "text", "cut off"],
+)
+def test_photo_refuses_what_is_not_one_photo(photo_session, image_bytes, expected) -> None:
+    with pytest.raises(RestError, match=expected):
+        ask(photo_session, "photo", image_bytes=image_bytes)
+
+
+def test_the_graph_of_photo_has_only_ops_that_tf_2_20_ran(photo_dir: Path) -> None:
+    require_known_ops(photo_dir)
+
+
+def test_the_command_line_adds_a_detector(model, detector, tmp_path, capsys) -> None:
+    save_model(model, CARD, tmp_path / "model.keras")
+    save_detector(*detector, tmp_path / "detector.keras")
+    arguments = ["--model", str(tmp_path / "model.keras"), "--output", str(tmp_path / "out")]
+    assert main([*arguments, "--detector", str(tmp_path / "detector.keras")]) == 0
+    assert "photo" in tf.saved_model.load(str(tmp_path / "out" / "1")).signatures
+    assert main([*arguments, "--detector", str(tmp_path / "model.keras")]) == 2
+    assert "is a classifier, expected a detector" in capsys.readouterr().err
