@@ -1,10 +1,12 @@
-"""Serve a SavedModel with TF Serving's REST API: `python -m fmd_tf.serve --model-dir DIR`.
+"""Serve a SavedModel with TF Serving's REST API, and a page: `python -m fmd_tf.serve`.
 
 A plain ASGI application over `fmd_tf.rest` and `fmd_tf.servable`, run by uvicorn. Paths:
 
 - `POST /v1/models/NAME[/versions/N|/labels/L]:predict`, row and columnar format
 - `GET /v1/models/NAME[/versions/N|/labels/L]` (status) and `.../metadata`
 - `GET /monitoring/prometheus/metrics`
+- `GET /`: a page that labels the faces of a photo, with `page.css` and `page.js`. It talks to the
+  model's path alone, so a proxy that serves the same files makes it work with TF Serving.
 
 Deviations from TF Serving, beside those of `fmd_tf.rest`:
 
@@ -26,6 +28,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import html
 import json
 import logging
 import signal
@@ -77,6 +80,26 @@ class Limits:
     max_pending: int = 256
 
 
+_PAGE_DIR = Path(__file__).parent / "page"
+_PAGE_FILES = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+}
+# Nothing from elsewhere, and photos go nowhere else.
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+    "media-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+_PAGE_HEADERS = (
+    (b"content-security-policy", _PAGE_POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-cache"),
+)
+
+
 @dataclass(frozen=True)
 class Answer:
     """A response: its body is whole, so that its length is known."""
@@ -84,6 +107,7 @@ class Answer:
     status: int
     body: bytes
     content_type: str = _JSON
+    headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
 class Disconnected(Exception):  # noqa: N818
@@ -138,6 +162,7 @@ class Application:
         self._limits = limits or Limits()
         self._metrics = Metrics()
         self._metrics_page = metrics
+        self._page = _read_page(next(iter(self._models), ""))
         self._pool = ThreadPoolExecutor(self._limits.threads, thread_name_prefix="predict")
         self._pending = 0
         self._held_bytes = 0
@@ -154,7 +179,7 @@ class Application:
             kind, answer = "predict", _error_answer(error)
         except Disconnected:
             return
-        await _respond(send, answer)
+        await _respond(send, answer, with_body=scope["method"] != "HEAD")
         self._metrics.requests.labels(kind, str(answer.status)).inc()
         self._metrics.latency.labels(kind).observe(time.perf_counter() - started)
 
@@ -167,6 +192,10 @@ class Application:
             return await self._route_model(method, path, scope, receive)
         if path == _METRICS_PATH and method == "GET" and self._metrics_page:
             return "metrics", self._metrics.page()
+        # What follows a question mark is for the page's script.
+        page = self._page.get(path.partition("?")[0])
+        if page and method in ("GET", "HEAD"):
+            return "page", page
         return "other", Answer(404, _NOT_FOUND, "text/html")
 
     async def _route_model(
@@ -285,6 +314,17 @@ class Application:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _read_page(model_name: str) -> dict[str, Answer]:
+    """Return the page's files by path; the page asks the model of this name."""
+    page = {}
+    for path, (name, content_type) in _PAGE_FILES.items():
+        text = (_PAGE_DIR / name).read_text(encoding="utf-8")
+        quoted = html.escape(model_name)
+        text = text.replace('data-model="face_mask"', f'data-model="{quoted}"')
+        page[path] = Answer(200, text.encode(), content_type, _PAGE_HEADERS)
+    return page
+
+
 def _full_path(scope: Scope) -> str:
     """Return the path as it was sent, with its query string."""
     query = scope.get("query_string", b"")
@@ -348,14 +388,15 @@ def _error_answer(error: RestError) -> Answer:
     return Answer(error.http_status, rest.format_error(error.message))
 
 
-async def _respond(send: Send, answer: Answer) -> None:
+async def _respond(send: Send, answer: Answer, with_body: bool) -> None:
     """Send an answer; uvicorn reads and drops what is still to come of a body refused early."""
     headers = [
         (b"content-type", answer.content_type.encode()),
         (b"content-length", str(len(answer.body)).encode()),
+        *answer.headers,
     ]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": answer.body})
+    await send({"type": "http.response.body", "body": answer.body if with_body else b""})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -480,6 +521,7 @@ def serve(
     application = Application({versions.name: versions}, limits, metrics)
     host, port = listener.getsockname()[:2]
     print(f"Serving http://{host}:{port}/v1/models/{versions.name}", flush=True)
+    print(f"Page    http://{host}:{port}/", flush=True)
     _run(application, limits, listener)
     application.close()
     versions.close()

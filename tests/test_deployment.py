@@ -11,6 +11,8 @@ import yaml
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from tensorflow_serving.config import model_server_config_pb2
 
+from fmd_tf import serve
+
 FOLDER = Path(__file__).parent.parent / "savedmodel"
 
 # TF Serving's monitoring_config.proto, which its Python package leaves out.
@@ -147,8 +149,20 @@ def test_kserve_manifest():
         ("/v1/models/face_mask/metadata/../../x", False),
         ("/v1/models/other:predict", False),
         ("/monitoring/prometheus/metrics", False),
+        ("/", True),
+        ("/page.js", True),
+        ("/page.jsx", False),
+        ("/server.key", False),
     ],
 )
-def test_proxy_passes_only_the_routes_of_the_model(path: str, passes: bool):
-    (location,) = re.findall(r"location ~ (\S+) \{", (FOLDER / "nginx.conf").read_text())
-    assert bool(re.search(location, path)) == passes
+def test_proxy_passes_only_the_routes_of_the_model_and_the_page(path: str, passes: bool):
+    locations = re.findall(r"location ~ (\S+) \{", (FOLDER / "nginx.conf").read_text())
+    assert any(re.search(location, path) for location in locations) == passes
+
+
+def test_proxy_and_server_guard_the_page_alike(compose: dict):
+    policy = re.search(r'Content-Security-Policy "(.*?)"', (FOLDER / "nginx.conf").read_text())
+    assert policy and policy[1] == serve._PAGE_POLICY
+    mounts = [volume.split(":")[:2] for volume in compose["services"]["proxy"]["volumes"]]
+    (page,) = (source for source, target in mounts if target == "/page")
+    assert (FOLDER / page).resolve() == serve._PAGE_DIR

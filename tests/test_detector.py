@@ -146,5 +146,5 @@ def test_a_file_of_another_kind_is_named(detector, tmp_path):
     save_model(classifier, ModelCard(("a", "b"), 32), tmp_path / "classifier.keras")
     with pytest.raises(ModelError, match="is a classifier, expected a detector"):
         load_detector(tmp_path / "classifier.keras")
-    with pytest.raises(ModelError, match="no detector .*; train one with"):
+    with pytest.raises(ModelError, match=r"no detector .*; train one with"):
         load_detector(tmp_path / "none.keras")
