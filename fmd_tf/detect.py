@@ -8,13 +8,13 @@ float32 [num_faces, 4], pixels of the photo as in `fmd_tf.boxes`, and scores, fl
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import tensorflow as tf
 
+from fmd_tf.detector import find_faces, load_detector
 from fmd_tf.photos import PhotoError
 from fmd_tf.voc import AnnotationError, read_boxes
 
@@ -81,10 +81,9 @@ def _load_trained(path: Path, threshold: float | None) -> FaceDetector:
             f"no detector {path}; train one with python -m fmd_tf.train_detector, or choose "
             "--detector mtcnn, voc or none"
         )
-    detector = import_module("fmd_tf.detector")
-    model, card = detector.load_detector(path)
+    model, card = load_detector(path)
     find = tf.function(
-        lambda photo: detector.find_faces(model, card, photo, threshold),
+        lambda photo: find_faces(model, card, photo, threshold),
         input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)],
     )
 

@@ -262,12 +262,13 @@ class _Results:
             self.done.add(record["file"])
         self._num_before = self.summary.images
         total = source.num_frames if isinstance(source, VideoSource) else len(source.files)
-        self._progress = Progress(total, self._num_before, "frame" if is_video else "image")
+        self._unit = "frame" if is_video else "image"
+        self._progress = Progress(total, self._num_before, self._unit)
         self._started = time.perf_counter()
 
     def __enter__(self) -> _Results:
         if self._num_before:
-            print(f"Going on after {self._num_before} images of an interrupted run")
+            print(f"Going on after {_count(self._num_before, 'image')} of an interrupted run")
         return self
 
     def add(self, record: Record) -> None:
@@ -292,7 +293,7 @@ class _Results:
             print(f"JSON: {self._json.path}")
         new = self.summary.images - self._num_before
         seconds = time.perf_counter() - self._started
-        print(format_summary(self.summary, new, seconds))
+        print(format_summary(self.summary, new, seconds, self._unit))
         if self.summary.unreadable == self.summary.images:
             first = (self.summary.errors or ["no image at all"])[0]
             raise InputError(f"nothing could be read: {first}")
@@ -397,10 +398,13 @@ def format_record(record: Record) -> str:
     frame = "" if record.frame is None else f" frame {record.frame} ({record.seconds:.2f} s)"
     if record.error is not None:
         return f"{name}{frame}: not readable: {record.error}"
-    number = len(record.faces)
-    count = "no face found" if not number else "1 face" if number == 1 else f"{number} faces"
+    count = _count(len(record.faces), "face") if record.faces else "no face found"
     head = f"{name}{frame} ({record.width}x{record.height}): {count}"
     return "\n".join([head, *map(_format_face, record.faces)])
+
+
+def _count(number: int, unit: str) -> str:
+    return f"{number} {unit}" if number == 1 else f"{number} {unit}s"
 
 
 def _format_face(face: LabelledFace) -> str:
@@ -410,18 +414,20 @@ def _format_face(face: LabelledFace) -> str:
     return f"  {track}box ({box})  {face.label} {face.confidence:.3f}  [{chances}]"
 
 
-def format_summary(summary: Summary, num_new: int, seconds: float) -> str:
+def format_summary(summary: Summary, num_new: int, seconds: float, unit: str = "image") -> str:
     """Return the lines that are printed at the end.
 
     Args:
         summary: The counts.
         num_new: How many images were labelled now, not in a run before.
         seconds: How long that took.
+        unit: What an image is called; default "image".
     """
     counts = summary.to_json()
+    images, found = _count(counts["images"], unit), _count(counts["faces"], "face")
     labels = ", ".join(f"{number} {name}" for name, number in counts["labels"].items())
     lines = [
-        f"{counts['images']} images: {counts['faces']} faces" + (f" ({labels})" if labels else ""),
+        f"{images}: {found}" + (f" ({labels})" if labels else ""),
         f"{counts['without_faces']} without a face, {counts['unreadable']} not readable",
         *(f"  {error}" for error in summary.errors),
     ]

@@ -1,8 +1,8 @@
 """Video in, labelled video out: frames, a tracker that keeps boxes steady, an annotated file.
 
 Frames are read and written by OpenCV (the extra `video`). The tracker is the matching of SORT
-(Bewley et al. 2016, arXiv:1602.00763) with exponential smoothing in place of its Kalman filter:
-a face moves little between two frames.
+(Bewley et al. 2016, arXiv:1602.00763) with an alpha-beta filter in place of its Kalman filter:
+a box goes on with its speed and is corrected by a part of what the detector says otherwise.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ _MAX_FRAME_RATE = 1000.0
 _EXPECTED = "expected a video that OpenCV reads, such as MP4"
 _EXPECTED_CAMERA = "expected the number of a camera that is plugged in and free, from 0"
 
+Box = tuple[float, float, float, float]
 Labeller = Callable[[Photo], Sequence[LabelledFace]]
 
 
@@ -166,8 +167,17 @@ class VideoFile:
 
 @dataclass
 class _Track:
+    """A face, its pixels a frame to the right and down, and how often it was found or missed."""
+
     face: LabelledFace
+    speed: np.ndarray
+    found: int = 1
     missed: int = 0
+
+    def move(self) -> None:
+        """Go to where the face should be in the next frame."""
+        box = np.array(self.face.box) + np.tile(self.speed, 2)
+        self.face = replace(self.face, box=_as_box(box))
 
 
 class Tracker:
@@ -175,11 +185,16 @@ class Tracker:
 
     Args:
         confidence_threshold: Least smoothed probability, else the label is uncertain.
-        min_overlap: Least intersection over union of a face with its last box; default 0.3.
-        new_share: Weight of a frame's box against the smoothed one, 1 for no smoothing; default
-            0.6.
+        min_overlap: Least intersection over union of a face with where it should be, both boxes
+            grown to twice their size, so that small faces may jump (Yang et al. 2023,
+            arXiv:2211.14317); default 0.3.
+        new_share: Weight of a frame's box against the expected one, 1 for no smoothing; default
+            0.6. The speed is corrected by `new_share ** 2 / (2 - new_share)` of the difference
+            (Benedict and Bordner 1962, "Synthesis of an optimal set of radar track-while-scan
+            smoothing equations").
         new_share_probabilities: The same for probabilities; default 0.3.
-        memory: Frames for which a face that is not found is kept where it was; default 5.
+        memory: Frames for which a face that is not found goes on as before, if it was found more
+            than once; default 5.
     """
 
     def __init__(
@@ -193,6 +208,7 @@ class Tracker:
         self._threshold = confidence_threshold
         self._min_overlap = min_overlap
         self._new_share = new_share
+        self._new_share_speed = new_share**2 / (2 - new_share)
         self._new_share_probabilities = new_share_probabilities
         self._memory = memory
         self._tracks: list[_Track] = []
@@ -208,35 +224,49 @@ class Tracker:
             The faces to show, each with its `track`: those found, smoothed, and those remembered
             (`seen` is false), by number.
         """
+        for track in self._tracks:
+            track.move()
         matches = _match(self._tracks, faces, self._min_overlap)
         for index, track in enumerate(self._tracks):
             if index in matches:
-                track.face, track.missed = self._smooth(track.face, faces[matches[index]]), 0
+                self._correct(track, faces[matches[index]])
             else:
                 track.face, track.missed = replace(track.face, seen=False), track.missed + 1
         found = set(matches.values())
         self._tracks += [self._begin(face) for i, face in enumerate(faces) if i not in found]
-        self._tracks = [track for track in self._tracks if track.missed <= self._memory]
+        self._tracks = [track for track in self._tracks if self._is_kept(track)]
         return [track.face for track in self._tracks]
+
+    def _is_kept(self, track: _Track) -> bool:
+        return track.missed <= (self._memory if track.found > 1 else 0)
 
     def _begin(self, face: LabelledFace) -> _Track:
         self._next += 1
-        return _Track(replace(face, track=self._next - 1, seen=True))
+        return _Track(replace(face, track=self._next - 1, seen=True), speed=np.zeros(2))
 
-    def _smooth(self, before: LabelledFace, now: LabelledFace) -> LabelledFace:
-        share = self._new_share
-        box = share * np.array(now.box) + (1 - share) * np.array(before.box)
-        chances = self._new_share_probabilities
+    def _correct(self, track: _Track, now: LabelledFace) -> None:
+        """Move a track from where it should be towards where its face was found."""
+        difference = np.array(now.box) - np.array(track.face.box)
+        box = np.array(track.face.box) + self._new_share * difference
+        shift = (difference[:2] + difference[2:]) / 2
+        track.speed = track.speed + self._new_share_speed * shift
+        track.found, track.missed = track.found + 1, 0
+        track.face = self._smooth(track.face, now, _as_box(box))
+
+    def _smooth(self, before: LabelledFace, now: LabelledFace, box: Box) -> LabelledFace:
+        """Average the probabilities and choose the label by them."""
+        share = self._new_share_probabilities
         probabilities = {
-            name: chances * value + (1 - chances) * before.probabilities[name]
+            name: share * value + (1 - share) * before.probabilities[name]
             for name, value in now.probabilities.items()
         }
         best = max(probabilities, key=lambda name: probabilities[name])
         confidence = probabilities[best]
-        return LabelledFace(
-            box=tuple(box.tolist()),
-            face_score=now.face_score,
-            label=best if confidence >= self._threshold else UNCERTAIN,
+        label = best if confidence >= self._threshold else UNCERTAIN
+        return replace(
+            now,
+            box=box,
+            label=label,
             class_name=best,
             confidence=confidence,
             probabilities=probabilities,
@@ -250,14 +280,24 @@ def _match(
     """Return face index by track index, with the largest sum of overlaps."""
     if not tracks or not faces:
         return {}
-    overlaps = box_overlaps(
-        np.array([track.face.box for track in tracks]), np.array([face.box for face in faces])
-    )
+    before, now = ([track.face.box for track in tracks], [face.box for face in faces])
+    overlaps = box_overlaps(_grow(np.array(before)), _grow(np.array(now)))
     # Pairs that may not match must not draw others into worse matches.
     allowed = np.where(overlaps >= min_overlap, overlaps, 0.0)
     rows, columns = linear_sum_assignment(allowed, maximize=True)
     pairs = zip(rows.tolist(), columns.tolist(), strict=True)
     return {row: column for row, column in pairs if allowed[row, column] > 0}
+
+
+def _as_box(values: np.ndarray) -> Box:
+    xmin, ymin, xmax, ymax = values.tolist()
+    return xmin, ymin, xmax, ymax
+
+
+def _grow(boxes: np.ndarray) -> np.ndarray:
+    """Return boxes of twice the width and height about the same centre."""
+    half = (boxes[:, 2:] - boxes[:, :2]) / 2
+    return np.concatenate([boxes[:, :2] - half, boxes[:, 2:] + half], axis=1)
 
 
 def box_overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -319,7 +359,15 @@ def _label_frame(name: str, frame: Frame, label: Labeller, tracker: Tracker) -> 
         faces = tracker.update(label(Photo(frame.pixels)))
     except PhotoError as error:
         return replace(empty, error=str(error))
-    return replace(empty, width=width, height=height, faces=faces)
+    inside = [_clip(face, width, height) for face in faces]
+    return replace(empty, width=width, height=height, faces=[face for face in inside if face])
+
+
+def _clip(face: LabelledFace, width: int, height: int) -> LabelledFace | None:
+    """Return the part inside the frame; a face that is remembered may leave it."""
+    box = np.clip(face.box, 0, [width, height, width, height])
+    kept = (box[2:] > box[:2]).all()
+    return replace(face, box=_as_box(box)) if kept else None
 
 
 class FrameClock:

@@ -6,6 +6,7 @@ import tensorflow as tf
 from PIL import Image
 
 from fmd_tf.detect import DetectorError, load_face_detector
+from fmd_tf.detector import DetectorCard, build_detector, find_faces, save_detector
 from fmd_tf.photos import PhotoError
 from fmd_tf.sample_data import write_sample
 from tests.conftest import voc_xml
@@ -89,15 +90,13 @@ def test_mtcnn_finds_real_faces(real_dir: Path):
 
 
 def test_the_trained_detector_is_the_one_of_its_module(tmp_path: Path):
-    detector = pytest.importorskip("fmd_tf.detector")
     tf.keras.utils.set_random_seed(0)
-    model = detector.build_detector("mobilenet", "none")
-    card = detector.DetectorCard(image_size=64)
-    detector.save_detector(model, card, tmp_path / "d.keras")
+    model, card = build_detector("none"), DetectorCard(image_size=64)
+    save_detector(model, card, tmp_path / "d.keras")
     photo = np.asarray(Image.open(next((write_sample(tmp_path / "s", 3) / "images").iterdir())))
     # Untrained, its scores are all about 0.01: any threshold under that finds something.
     boxes, scores = load_face_detector("trained", tmp_path / "d.keras", 0.001)(photo)
-    expected = detector.find_faces(model, card, tf.constant(photo), 0.001)
+    expected = find_faces(model, card, tf.constant(photo), 0.001)
     assert len(boxes) > 0
     np.testing.assert_allclose(boxes, expected[0], atol=0.01)
     np.testing.assert_allclose(scores, expected[1], atol=1e-5)

@@ -7,14 +7,18 @@ import sys
 import time
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
 
 from fmd_tf import predict
+from fmd_tf.detector import DetectorCard, build_detector, save_detector
+from fmd_tf.export import export_saved_model
 from fmd_tf.input_pipeline import crop_faces, decode_upright
 from fmd_tf.model import load_model
-from fmd_tf.records import LabelledFace, Record
+from fmd_tf.photos import Photo
+from fmd_tf.records import LabelledFace, Record, Summary
 from fmd_tf.voc import read_folder
 from tests.conftest import voc_xml
 from tests.serving import encode, faces
@@ -178,6 +182,36 @@ def test_a_video_is_labelled(tmp_path: Path, tiny_classifier: Path):
     assert (tmp_path / "out" / "in.mp4").stat().st_size > 0
 
 
+def test_the_summary_names_what_was_read():
+    summary = Summary(images=1, without_faces=1)
+    assert predict.format_summary(summary, 1, 0.5, "frame").splitlines() == [
+        "1 frame: 0 faces",
+        "1 without a face, 0 not readable",
+        "1 in 0.5 s: 2.0 a second, 500 ms each",
+    ]
+
+
+def test_ctrl_c_keeps_what_was_labelled(
+    photos: Path, tiny_classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Stop at the third photo; the same command goes on there."""
+    read, stop = predict.read_photo, [photos / "sample0.png"]
+
+    def interrupted(path: Path) -> Photo:
+        if path in stop:
+            raise KeyboardInterrupt
+        return read(path)
+
+    monkeypatch.setattr(predict, "read_photo", interrupted)
+    arguments = ["--folder", photos, "--model", tiny_classifier, "--detector", "none"]
+    arguments += ["--output", tmp_path / "a.json"]
+    assert run(*arguments) == 130
+    assert (tmp_path / ".a.json.partial.jsonl").read_text().count("\n") == 3  # Head and two.
+    stop.clear()
+    assert run(*arguments) == 0
+    assert json.loads((tmp_path / "a.json").read_text())["summary"]["images"] == 5
+
+
 def test_progress_off_a_terminal_is_a_line_now_and_then(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
@@ -186,3 +220,27 @@ def test_progress_off_a_terminal_is_a_line_now_and_then(
     progress.add("a block")
     progress.close()
     assert capsys.readouterr() == ("a block\n", "2 of 3 images\n")
+
+
+def test_an_export_with_a_detector_gives_the_same_answer(
+    photos: Path, tiny_classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    keras.utils.set_random_seed(0)
+    # Untrained, its scores are all about 0.01 or less.
+    detector = build_detector("none"), DetectorCard(image_size=96, threshold=0.001)
+    save_detector(*detector, tmp_path / "detector.keras")
+    export_saved_model(*load_model(tiny_classifier), tmp_path / "export", detector=detector)
+    monkeypatch.chdir(tmp_path)  # There is no checkpoints/detector here.
+    (photos / "turned.jpg").write_bytes(encode(faces(1, shape=(90, 120))[0], "JPEG", exif=exif(8)))
+    (photos / "animation.gif").write_bytes(encode(faces(1, shape=(90, 120))[0], "GIF"))
+    local = ["--model", tiny_classifier, "--detector-model", "detector.keras"]
+    for name, flags in (("local", local), ("export", ["--model", "export"])):
+        assert run("--folder", photos, *flags, "--output", f"{name}.json") == 0
+    first, second = (json.loads(Path(f"{name}.json").read_text()) for name in ("local", "export"))
+    assert first["summary"] == second["summary"]
+    assert first["summary"]["faces"] > 7 and first["summary"]["unreadable"] == 0
+    for one, other in zip(first["images"], second["images"], strict=True):
+        assert (one["file"], one["width"]) == (other["file"], other["width"])
+        for key, tolerance in (("box", 0.011), ("face_score", 1e-5), ("confidence", 1e-5)):
+            values = [[face[key] for face in each["faces"]] for each in (one, other)]
+            np.testing.assert_allclose(*values, atol=tolerance)

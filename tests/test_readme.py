@@ -1,5 +1,7 @@
 """The README says what the code does."""
 
+import argparse
+import json
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -7,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from fmd_tf.config import TrainConfig
+from fmd_tf.predict import build_parser
+from fmd_tf.records import SCHEMA, SCHEMA_VERSION, LabelledFace, Record, Summary
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -32,6 +36,36 @@ def test_every_flag_stands_in_the_table(setting):
     assert _row(setting) in README
 
 
+def _predict_row(action: argparse.Action) -> str:
+    default = (
+        "off" if action.nargs == 0 else "" if action.default is None else f"`{action.default}`"
+    )
+    options = f" ({', '.join(action.choices)})" if action.choices else ""
+    return f"| `{action.option_strings[0]}` | {action.help}{options} | {default} |"
+
+
+PREDICT_FLAGS = [action for action in build_parser()._actions if action.dest != "help"]
+
+
+@pytest.mark.parametrize("action", PREDICT_FLAGS, ids=lambda action: action.dest)
+def test_every_flag_of_prediction_stands_in_its_table(action: argparse.Action):
+    assert _predict_row(action) in README
+
+
+def test_the_json_schema_is_the_one_written():
+    (block,) = re.findall(r"```json\n(.*?)```", README, re.DOTALL)
+    shown = json.loads(block)
+    assert (shown["schema"], shown["schema_version"]) == (SCHEMA, SCHEMA_VERSION)
+    (image,) = shown["images"]
+    (face,) = image["faces"]
+    probabilities = face["probabilities"]
+    this = LabelledFace(tuple(face["box"]), 0.98, "with_mask", "with_mask", 0.97, probabilities)
+    assert Record("a/b.jpg", 640, 480, [this]).to_json() == image
+    summary = Summary()
+    summary.add(image)
+    assert summary.to_json() == shown["summary"]
+
+
 def test_files_that_are_named_exist():
     for path in re.findall(r"`((?:fmd_tf|tests|savedmodel|notebooks)/[\w./]+)`", README):
         if not path.startswith("savedmodel/face_mask"):  # Made by training.
@@ -49,3 +83,4 @@ def test_the_two_commands_are_those_of_the_script():
 
 if __name__ == "__main__":
     print("\n".join(_row(setting) for setting in fields(TrainConfig)))
+    print("\n".join(_predict_row(action) for action in PREDICT_FLAGS))
