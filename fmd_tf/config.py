@@ -89,7 +89,7 @@ class TrainConfig(RunConfig):
     mixed_precision: str = _setting(
         "auto", "auto uses bfloat16 or float16 where the device is faster", ("auto", "on", "off")
     )
-    epochs: int = _setting(15, "epochs of fine-tuning at the most")
+    epochs: int = _setting(20, "epochs of fine-tuning at the most")
     head_epochs: int = _setting(10, "epochs of the head on frozen features at the most")
     batch_size: int = _setting(32, "faces a step")
     lr: float | None = _setting(
@@ -104,6 +104,9 @@ class TrainConfig(RunConfig):
     )
     scheduler: str = _setting("plateau", "learning rate: plateau or cosine", ("plateau", "cosine"))
     patience: int = _setting(6, "epochs without a better macro-F1 before training stops")
+    ema: float = _setting(
+        0.99, "momentum of the moving average of the weights, which is what is kept; 0 for none"
+    )
     strategy: str = _setting("single", "mirrored trains on all GPUs", ("single", "mirrored"))
     checkpoint_dir: Path = _setting(Path("checkpoints"), "state of the run, and best_model.keras")
     results_dir: Path = _setting(Path("results"), "metrics, plots and predictions")
@@ -120,7 +123,7 @@ class TrainConfig(RunConfig):
         for name in ("lr", "head_lr"):
             value = getattr(self, name)
             self._require(name, value is None or value > 0, "more than 0")
-        for name in ("label_smoothing", "dropout"):
+        for name in ("label_smoothing", "dropout", "ema"):
             self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and less than 1")
         self._require("balance", 0 <= self.balance <= 1, "0 to 1")
         self._require("folds", self.folds == 0 or self.folds >= 2, "0 or at least 2")

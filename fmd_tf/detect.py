@@ -11,10 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+import keras
 import numpy as np
 import tensorflow as tf
 
-from fmd_tf.detector import find_faces, load_detector
+from fmd_tf.detector import DetectorCard, find_faces, load_detector
 from fmd_tf.photos import PhotoError
 from fmd_tf.voc import AnnotationError, read_boxes
 
@@ -75,13 +76,25 @@ def load_face_detector(
 
 
 def _load_trained(path: Path, threshold: float | None) -> FaceDetector:
-    """Wrap the trained detector in one graph for photos of any size."""
+    """Load the trained detector."""
     if not path.is_file():
         raise DetectorError(
             f"no detector {path}; train one with python -m fmd_tf.train_detector, or choose "
             "--detector mtcnn, voc or none"
         )
-    model, card = load_detector(path)
+    return trained_detector(*load_detector(path), threshold)
+
+
+def trained_detector(
+    model: keras.Model, card: DetectorCard, threshold: float | None = None
+) -> FaceDetector:
+    """Wrap a model of `fmd_tf.detector` in one graph for photos of any size.
+
+    Args:
+        model: The detector.
+        card: Its card.
+        threshold: Least face score; None takes the card's.
+    """
     find = tf.function(
         lambda photo: find_faces(model, card, photo, threshold),
         input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)],

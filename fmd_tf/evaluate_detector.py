@@ -22,7 +22,14 @@ import tensorflow as tf
 
 from fmd_tf import CLASS_NAMES
 from fmd_tf.checkpoints import write_text
-from fmd_tf.detector import DetectorCard, find_faces, load_detector
+from fmd_tf.detect import (
+    DetectorError,
+    FaceDetector,
+    Faces,
+    load_face_detector,
+    trained_detector,
+)
+from fmd_tf.detector import DetectorCard, load_detector
 from fmd_tf.detector_metrics import PhotoFaces, average_precision, summarize
 from fmd_tf.input_pipeline import crop_faces, decode_photo
 from fmd_tf.model import ModelCard, ModelError, load_model
@@ -34,7 +41,7 @@ Labeller = Callable[[np.ndarray, np.ndarray], np.ndarray]
 RECALL_OVERLAP = 0.4
 END_TO_END_OVERLAP = 0.3
 LOWEST_SCORE = 0.05
-_USER_ERRORS = (AnnotationError, ModelError, OSError, SplitError)
+_USER_ERRORS = (AnnotationError, DetectorError, ModelError, OSError, SplitError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,9 +103,7 @@ def evaluate(
     Raises:
         ValueError: A subclass for each kind of unusable input, with a message for the user.
     """
-    detectors = {"trained": trained_detector(*load_detector(detector))}
-    if peer == "mtcnn":
-        detectors["mtcnn"] = mtcnn_detector()
+    detectors = {"trained": trained_contender(*load_detector(detector)), **load_peer(peer)}
     folder = read_folder(data_dir, class_names, skip_invalid)
     photos = _part(folder.annotations, split_file, split)
     labeller = classifier_labeller(*load_model(model)) if model else None
@@ -124,48 +129,31 @@ def _part(
 
 
 @dataclass(frozen=True)
-class Detector:
-    """A face detector.
+class Contender:
+    """A face detector that is scored.
 
     Attributes:
-        find: Function from a photo, uint8 [height, width, 3] RGB, to boxes float32
-            [num_faces, 4] in its pixels and scores float32 [num_faces], with all scores that
-            it can tell.
+        find: Returns boxes of all scores that it can tell.
         threshold: Least score that is a face.
     """
 
-    find: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    find: FaceDetector
     threshold: float
 
 
-def trained_detector(model: keras.Model, card: DetectorCard) -> Detector:
-    """Wrap a model of `fmd_tf.detector`, with one graph for photos of all sizes."""
-
-    @tf.function(input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)])
-    def find(photo: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return find_faces(model, card, photo, LOWEST_SCORE)
-
-    return Detector(lambda photo: tuple(each.numpy() for each in find(photo)), card.threshold)
+def trained_contender(model: keras.Model, card: DetectorCard) -> Contender:
+    """Make a model of `fmd_tf.detector` ready, down to low scores."""
+    return Contender(trained_detector(model, card, LOWEST_SCORE), card.threshold)
 
 
-def mtcnn_detector() -> Detector:
-    """Wrap the `mtcnn` package (Zhang et al. 2016, arXiv:1604.02878) at its own settings.
+def load_peer(name: str) -> dict[str, Contender]:
+    """Return another detector at its own settings, by its name; nothing for "none".
 
     Raises:
-        ModelError: The package is not installed.
+        DetectorError: Its package is missing.
     """
-    try:
-        from mtcnn import MTCNN
-    except ImportError as error:
-        raise ModelError("MTCNN needs the package mtcnn: pip install 'fmd_tf[mtcnn]'") from error
-    detector = MTCNN()
-
-    def find(photo: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        faces = detector.detect_faces(photo, box_format="xyxy") or []
-        boxes = np.array([face["box"] for face in faces], np.float32).reshape(-1, 4)
-        return boxes, np.array([face["confidence"] for face in faces], np.float32)
-
-    return Detector(find, 0.0)
+    detector = load_face_detector(name)
+    return {name: Contender(detector, 0.0)} if detector else {}
 
 
 def classifier_labeller(model: keras.Model, card: ModelCard) -> Labeller:
@@ -188,7 +176,7 @@ def classifier_labeller(model: keras.Model, card: ModelCard) -> Labeller:
 
 
 def find_all(
-    detector: Detector,
+    detector: Contender,
     annotations: Sequence[Annotation],
     class_names: Sequence[str],
     labeller: Labeller | None = None,
@@ -210,7 +198,7 @@ def find_all(
     records = []
     for annotation in annotations:
         photo = decode_photo(tf.io.read_file(str(annotation.photo))).numpy()
-        boxes, scores = detector.find(photo)
+        boxes, scores = detector.find(photo, annotation.photo)
         boxes, scores = boxes[scores >= lowest], scores[scores >= lowest]
         records.append(
             PhotoFaces(
@@ -226,7 +214,7 @@ def find_all(
 
 
 def report(
-    detectors: Mapping[str, Detector],
+    detectors: Mapping[str, Contender],
     annotations: Sequence[Annotation],
     class_names: Sequence[str],
     labeller: Labeller | None = None,
@@ -262,16 +250,16 @@ def report(
     return figures
 
 
-def _timed(detector: Detector, seconds: list[float]) -> Detector:
+def _timed(contender: Contender, seconds: list[float]) -> Contender:
     """Note how long each photo takes."""
 
-    def find(photo: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def find(photo: np.ndarray, path: Path | None = None) -> Faces:
         started = time.perf_counter()
-        found = detector.find(photo)
+        found = contender.find(photo, path)
         seconds.append(time.perf_counter() - started)
         return found
 
-    return Detector(find, detector.threshold)
+    return Contender(find, contender.threshold)
 
 
 def format_report(figures: Mapping[str, Any]) -> str:

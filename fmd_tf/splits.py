@@ -134,9 +134,8 @@ def choose_split(
     fractions: tuple[float, float],
     seed: int,
     split_file: Path | None,
-    record: Path,
 ) -> Split:
-    """Read the split that was asked for, or make it; keep it with the results.
+    """Read the split that was asked for, or make it.
 
     Args:
         labels_by_photo: Labels of each photo's faces.
@@ -144,7 +143,6 @@ def choose_split(
         fractions: Parts of the faces for validation and test.
         seed: See `make_split`.
         split_file: Split to read; None makes one.
-        record: File to write the split to.
 
     Returns:
         The split.
@@ -153,11 +151,8 @@ def choose_split(
         SplitError: See `make_split` and `load_split`.
     """
     if split_file:
-        split = load_split(split_file, groups)
-    else:
-        split = make_split(labels_by_photo, groups, *fractions, seed)
-    save_split(split, groups, record)
-    return split
+        return load_split(split_file, groups)
+    return make_split(labels_by_photo, groups, *fractions, seed)
 
 
 def make_folds(

@@ -91,9 +91,15 @@ def train_and_evaluate(config: TrainConfig) -> dict:
     if config.folds:
         report = _cross_validate(config, crops)
     else:
-        split = _choose_split(config, crops)
+        split = choose_split(
+            _labels_by_photo(crops),
+            crops.group_of_photo,
+            (config.val_fraction, config.test_fraction),
+            config.seed,
+            config.split_file,
+        )
         crops = crops.at_least(config.min_face_size)
-        run = _train(config, crops, split, config.checkpoint_dir)
+        run = _train(config, crops, split, config.checkpoint_dir, "split.json")
         model, card = load_model(run.best_model)
         report = _evaluate(config, crops, split, model, run)
         _export_once(model, card, config.export_dir, run)
@@ -140,22 +146,14 @@ def _labels_by_photo(crops: Crops) -> dict[str, list[int]]:
     return labels
 
 
-def _choose_split(config: TrainConfig, crops: Crops) -> Split:
-    """Read the split that was asked for, or make it; keep it with the results."""
-    return choose_split(
-        _labels_by_photo(crops),
-        crops.group_of_photo,
-        (config.val_fraction, config.test_fraction),
-        config.seed,
-        config.split_file,
-        config.results_dir / "metrics" / "split.json",
-    )
-
-
-def _train(config: TrainConfig, crops: Crops, split: Split, checkpoint_dir: Path) -> RunFolder:
+def _train(
+    config: TrainConfig, crops: Crops, split: Split, checkpoint_dir: Path, split_name: str
+) -> RunFolder:
     """Train one model, or go on with it, up to its best checkpoint."""
     run = RunFolder(checkpoint_dir)
     run.open(_identity(config, crops, split), config.overwrite)
+    # Only now: a run that is refused must leave the results of the one before as they are.
+    save_split(split, crops.group_of_photo, config.results_dir / "metrics" / split_name)
     train, val = crops.select(split.train), crops.select(split.val)
     for name, part in (("train", train), ("validation", val), ("test", crops.select(split.test))):
         counts = np.bincount(part.labels, minlength=len(config.class_names))
@@ -220,6 +218,8 @@ def _recipe(config: TrainConfig) -> Recipe:
         balance=config.balance,
         scheduler=config.scheduler,
         patience=config.patience,
+        # From random weights batch norm learns, and its statistics are those of the weights.
+        ema=0.0 if config.weights == NO_WEIGHTS else config.ema,
         seed=config.seed,
     )
 
@@ -277,11 +277,11 @@ def _cross_validate(config: TrainConfig, crops: Crops) -> dict:
     pooled, order = [], []
     for index, split in enumerate(folds):
         print(f"Fold {index + 1} of {len(folds)}", flush=True)
-        run = _train(config, crops, split, config.checkpoint_dir / f"fold-{index}")
+        name = f"fold-{index}"
+        run = _train(config, crops, split, config.checkpoint_dir / name, f"split-{name}.json")
         test = crops.select(split.test)
         pooled.append(_predict(config, load_model(run.best_model)[0], test))
         order.append(test.images)
-        save_split(split, groups, config.results_dir / "metrics" / f"split-fold-{index}.json")
         keras.backend.clear_session()
     return write_report(
         config.results_dir,

@@ -24,6 +24,7 @@ from fmd_tf.checkpoints import (
     write_text,
 )
 from fmd_tf.config import IMAGENET, NO_WEIGHTS, ConfigError, DetectorConfig, parse_config
+from fmd_tf.detect import DetectorError
 from fmd_tf.detector import (
     DetectorCard,
     build_detector,
@@ -35,17 +36,11 @@ from fmd_tf.detector_metrics import average_precision, choose_threshold
 from fmd_tf.detector_pipeline import train_views, views_per_epoch
 from fmd_tf.devices import select_device
 from fmd_tf.download import DataNotFoundError, find_data
-from fmd_tf.evaluate_detector import (
-    find_all,
-    format_report,
-    mtcnn_detector,
-    report,
-    trained_detector,
-)
+from fmd_tf.evaluate_detector import find_all, format_report, load_peer, report, trained_contender
 from fmd_tf.input_pipeline import steps_per_epoch
 from fmd_tf.model import ModelError, freeze_batch_norm
 from fmd_tf.sample_data import SAMPLE_DIR, write_sample
-from fmd_tf.splits import Split, SplitError, choose_split, group_photos
+from fmd_tf.splits import Split, SplitError, choose_split, group_photos, save_split
 from fmd_tf.voc import Annotation, AnnotationError, Folder, read_folder
 
 BEST_DETECTOR = "best_detector.keras"
@@ -55,6 +50,7 @@ _USER_ERRORS = (
     CheckpointError,
     ConfigError,
     DataNotFoundError,
+    DetectorError,
     ModelError,
     OSError,
     SplitError,
@@ -95,19 +91,23 @@ def train_and_evaluate(config: DetectorConfig) -> dict:
     """
     select_device(config.device)
     require_writable(config.checkpoint_dir, config.results_dir)
+    peer = load_peer(config.peer)
     folder = _read_data(config)
-    split = _choose_split(config, folder)
+    groups = group_photos(folder.annotations)
+    split = _choose_split(config, folder, groups)
     parts = {name: _select(folder, getattr(split, name)) for name in ("train", "val", "test")}
     for name, part in parts.items():
         print(f"{name}: {len(part)} photos, {sum(len(each.faces) for each in part)} faces")
-    run = _train(config, parts["train"], parts["val"])
+    run = RunFolder(config.checkpoint_dir)
+    run.open(_identity(config, parts["train"], parts["val"]), config.overwrite)
+    # Only now: a run that is refused must leave the results of the one before as they are.
+    save_split(split, groups, config.results_dir / "metrics" / "split.json")
+    _train(config, run, parts["train"], parts["val"])
     path = _set_threshold(config, run.path / BEST_DETECTOR, parts["val"])
     tested = "test" if parts["test"] else "val"
     if tested == "val":
         print("No test part: the figures below are of the validation photos, and flattering.")
-    detectors = {"trained": trained_detector(*load_detector(path))}
-    if config.peer == "mtcnn":
-        detectors["mtcnn"] = mtcnn_detector()
+    detectors = {"trained": trained_contender(*load_detector(path)), **peer}
     figures = report(detectors, parts[tested], config.class_names)
     write_text(
         config.results_dir / "metrics" / "detector.json",
@@ -122,7 +122,7 @@ def _read_data(config: DetectorConfig) -> Folder:
     return read_folder(data_dir, config.class_names, config.skip_invalid)
 
 
-def _choose_split(config: DetectorConfig, folder: Folder) -> Split:
+def _choose_split(config: DetectorConfig, folder: Folder, groups: Mapping[str, int]) -> Split:
     """Split as the classifier does: one seed gives both the same test photos."""
     index = {name: number for number, name in enumerate(folder.class_names)}
     return choose_split(
@@ -130,11 +130,10 @@ def _choose_split(config: DetectorConfig, folder: Folder) -> Split:
             each.photo.name: [index[face.label] for face in each.faces]
             for each in folder.annotations
         },
-        group_photos(folder.annotations),
+        groups,
         (config.val_fraction, config.test_fraction),
         config.seed,
         config.split_file,
-        config.results_dir / "metrics" / "split.json",
     )
 
 
@@ -144,11 +143,12 @@ def _select(folder: Folder, names: Sequence[str]) -> list[Annotation]:
 
 
 def _train(
-    config: DetectorConfig, train: Sequence[Annotation], val: Sequence[Annotation]
-) -> RunFolder:
+    config: DetectorConfig,
+    run: RunFolder,
+    train: Sequence[Annotation],
+    val: Sequence[Annotation],
+) -> None:
     """Train a detector, or go on with it, up to its best checkpoint."""
-    run = RunFolder(config.checkpoint_dir)
-    run.open(_identity(config, train, val), config.overwrite)
     keras.utils.set_random_seed(config.seed)
     model = _build(config)
     require_space(model, config.checkpoint_dir)
@@ -187,7 +187,6 @@ def _train(
         shuffle=False,
         verbose=1 if sys.stdout.isatty() else 2,
     )
-    return run
 
 
 def _build(config: DetectorConfig) -> keras.Model:
@@ -235,7 +234,7 @@ class _Validate(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Find the faces of all validation photos."""
-        detector = trained_detector(self.model, self._card)
+        detector = trained_contender(self.model, self._card)
         found = find_all(detector, self._annotations, self._class_names)
         if logs is not None:
             logs[_MONITOR] = average_precision(found)
@@ -253,7 +252,7 @@ def _save(
 def _set_threshold(config: DetectorConfig, path: Path, val: Sequence[Annotation]) -> Path:
     """Choose the threshold on validation photos, and keep it in the card."""
     model, card = load_detector(path)
-    found = find_all(trained_detector(model, card), val, config.class_names)
+    found = find_all(trained_contender(model, card), val, config.class_names)
     threshold = choose_threshold(found, config.precision)
     print(f"Threshold {threshold:.3f}: precision {config.precision} on the validation photos")
     save_detector(model, replace(card, threshold=threshold), path)

@@ -7,14 +7,17 @@ from fmd_tf.config import ConfigError, TrainConfig, parse_config
 from fmd_tf.model import MODEL_NAMES
 
 
+def _parse(argv):
+    return parse_config(TrainConfig, argv, "train", "Train.")
+
+
 def test_every_setting_is_a_flag_with_its_default():
-    assert parse_config([], "train") == TrainConfig()
+    assert _parse([]) == TrainConfig()
 
 
 def test_flags_are_typed():
-    config = parse_config(
-        ["--class-names", "a", "b", "--lr", "1e-3", "--no-square", "--split-file", "s.json"],
-        "train",
+    config = _parse(
+        ["--class-names", "a", "b", "--lr", "1e-3", "--no-square", "--split-file", "s.json"]
     )
     assert config.class_names == ("a", "b")
     assert config.lr == 0.001
@@ -23,11 +26,10 @@ def test_flags_are_typed():
 
 
 def test_flags_of_the_ancestor_work():
-    config = parse_config(
+    config = _parse(
         "--data-dir d --model-name efficientnet --epochs 3 --batch-size 8 --lr 0.01 --device cuda "
         "--patience 2 --weight-decay 0.1 --scheduler cosine --checkpoint-dir c --results-dir r "
-        "--seed 5".split(),
-        "train",
+        "--seed 5".split()
     )
     assert (config.device, config.scheduler, config.seed) == ("cuda", "cosine", 5)
 

@@ -23,6 +23,7 @@ RECIPE = Recipe(
     label_smoothing=0.1,
     balance=0.5,
     scheduler="plateau",
+    ema=0.9,
     patience=6,
     seed=0,
 )

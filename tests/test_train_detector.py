@@ -1,0 +1,98 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from fmd_tf import checkpoints, evaluate_detector, train_detector
+from fmd_tf.detector import load_detector
+
+
+def _arguments(data_dir: Path, folder: Path) -> list[str]:
+    settings = {
+        "data-dir": data_dir,
+        "weights": "none",
+        "image-size": 64,
+        "view-size": 64,
+        "epochs": 2,
+        "checkpoint-dir": folder / "checkpoints",
+        "results-dir": folder / "results",
+    }
+    return [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+
+
+def _history(folder: Path) -> list[dict]:
+    (state,) = (folder / "checkpoints").glob("state-*/state.json")
+    history = json.loads(state.read_text())["history"]
+    kept = ("epoch", "loss", "val_ap50", "learning_rate")
+    return [{name: row[name] for name in kept} for row in history]
+
+
+@pytest.fixture(scope="module")
+def trained(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("detector")
+    assert train_detector.main(_arguments(sample_dir, folder)) == 0
+    return folder
+
+
+def test_a_run_leaves_a_detector_with_a_threshold_and_figures(trained):
+    _, card = load_detector(trained / "checkpoints" / "best_detector.keras")
+    assert card.image_size == 64 and 0 < card.threshold <= 1
+    figures = json.loads((trained / "results" / "metrics" / "detector.json").read_text())
+    assert set(figures) == {"settings", "photos", "trained"}
+    assert {"threshold", "ap50", "milliseconds", "detection"} == set(figures["trained"])
+    assert (trained / "results" / "metrics" / "split.json").is_file()
+    assert [row["epoch"] for row in _history(trained)] == [0, 1]
+
+
+def test_an_interrupted_run_ends_as_an_undisturbed_one(
+    trained, sample_dir, tmp_path, monkeypatch, capsys
+):
+    save = checkpoints.SaveState.on_epoch_end
+
+    def interrupt(self, epoch, logs=None):
+        save(self, epoch, logs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints.SaveState, "on_epoch_end", interrupt)
+    assert train_detector.main(_arguments(sample_dir, tmp_path)) == 130
+    assert "The same command goes on" in capsys.readouterr().err
+    monkeypatch.setattr(checkpoints.SaveState, "on_epoch_end", save)
+    assert train_detector.main(_arguments(sample_dir, tmp_path)) == 0
+    assert "Going on at epoch 2" in capsys.readouterr().out
+    for resumed, undisturbed in zip(_history(tmp_path), _history(trained), strict=True):
+        assert resumed == pytest.approx(undisturbed, rel=0.02, abs=0.02)
+
+
+def test_another_configuration_in_the_same_folder_is_refused(trained, sample_dir, capsys):
+    assert train_detector.main([*_arguments(sample_dir, trained), "--seed", "1"]) == 2
+    assert "holds a run with" in capsys.readouterr().err
+
+
+def test_a_saved_detector_is_scored_beside_annotations(trained, sample_dir, tmp_path, capsys):
+    arguments = [
+        *("--detector", str(trained / "checkpoints" / "best_detector.keras")),
+        *("--data-dir", str(sample_dir), "--results-dir", str(tmp_path)),
+    ]
+    split = ["--split-file", str(trained / "results" / "metrics" / "split.json")]
+    assert evaluate_detector.main([*arguments, *split]) == 0
+    assert "AP50" in capsys.readouterr().out
+    scored = json.loads((tmp_path / "metrics" / "detector.json").read_text())["trained"]
+    first = json.loads((trained / "results" / "metrics" / "detector.json").read_text())["trained"]
+    assert scored["detection"] == first["detection"]
+    assert evaluate_detector.main(arguments) == 2
+    assert "--split test needs the --split-file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--view-size", "100"], "--view-size: expected a multiple of 32, got 100"),
+        (["--weights", "none.weights.h5"], "--weights: no file none.weights.h5"),
+        (["--precision", "1"], "--precision: expected more than 0 and less than 1"),
+        (["--data-dir", "nowhere"], "nowhere"),
+        (["--epochs", "0"], "--epochs: expected at least 1, got 0"),
+    ],
+)
+def test_bad_settings_are_named(sample_dir, tmp_path, capsys, flags, expected):
+    assert train_detector.main([*_arguments(sample_dir, tmp_path), *flags]) == 2
+    assert expected in capsys.readouterr().err
