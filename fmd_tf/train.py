@@ -19,6 +19,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from fmd_tf.calibration import apply_temperature, fit_temperature
 from fmd_tf.checkpoints import (
     CheckpointError,
     RunFolder,
@@ -34,7 +35,15 @@ from fmd_tf.export import export_saved_model
 from fmd_tf.face_mask_dataset import load_photos
 from fmd_tf.input_pipeline import Crops, load_crops
 from fmd_tf.metrics import Predictions, format_summary
-from fmd_tf.model import ModelCard, ModelError, build_model, dtype_policy, load_model, save_model
+from fmd_tf.model import (
+    ModelCard,
+    ModelError,
+    build_model,
+    dtype_policy,
+    load_model,
+    logits_model,
+    save_model,
+)
 from fmd_tf.phases import Recipe, train_model
 from fmd_tf.sample_data import SAMPLE_DIR, write_sample
 from fmd_tf.splits import Split, SplitError, choose_split, make_folds, save_split
@@ -169,7 +178,21 @@ def _train(
             trained.set_weights(model.get_weights())
             save_best = _saver(config, model, trained, run)
             train_model(trained, train, val, _recipe(config), run, save_best)
+    _calibrate_once(config, val, run)
     return run
+
+
+def _calibrate_once(config: TrainConfig, val: Crops, run: RunFolder) -> None:
+    """Set the best model's temperature on validation faces, unless an earlier call has."""
+    model, card = load_model(run.best_model)
+    if "temperature" in card.training:
+        return
+    logits = predict_probabilities(logits_model(model), val.images, config.batch_size)
+    temperature = fit_temperature(logits, val.labels)
+    apply_temperature(model, temperature)
+    training = {**card.training, "temperature": temperature}
+    save_model(model, replace(card, training=training), run.best_model)
+    print(f"Temperature {temperature:.3f}, from the validation faces", flush=True)
 
 
 def _build(config: TrainConfig) -> keras.Model:

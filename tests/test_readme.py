@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fmd_tf.config import TrainConfig
+from fmd_tf.config import DetectorConfig, TrainConfig
 from fmd_tf.predict import build_parser
 from fmd_tf.records import SCHEMA, SCHEMA_VERSION, LabelledFace, Record, Summary
 
@@ -31,7 +31,9 @@ def _row(setting) -> str:
     return f"| `--{flag}` | {text}{options} | {shown} |"
 
 
-@pytest.mark.parametrize("setting", fields(TrainConfig), ids=lambda setting: setting.name)
+@pytest.mark.parametrize(
+    "setting", [*fields(TrainConfig), *fields(DetectorConfig)], ids=lambda setting: setting.name
+)
 def test_every_flag_stands_in_the_table(setting):
     assert _row(setting) in README
 
@@ -82,5 +84,5 @@ def test_the_two_commands_are_those_of_the_script():
 
 
 if __name__ == "__main__":
-    print("\n".join(_row(setting) for setting in fields(TrainConfig)))
+    print("\n".join(_row(setting) for setting in (*fields(TrainConfig), *fields(DetectorConfig))))
     print("\n".join(_predict_row(action) for action in PREDICT_FLAGS))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from fmd_tf import evaluate, train
+from fmd_tf import checkpoints, evaluate, train
 from fmd_tf.model import load_model
 
 SMALL = [
@@ -184,7 +184,9 @@ def test_ctrl_c_ends_cleanly(sample_dir: Path, tmp_path: Path):
 def test_too_little_room_is_said_before_training(
     sample_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
-    monkeypatch.setattr(train.shutil, "disk_usage", lambda folder: SimpleNamespace(free=5_000_000))
+    monkeypatch.setattr(
+        checkpoints.shutil, "disk_usage", lambda folder: SimpleNamespace(free=5_000_000)
+    )
     assert train.main(_arguments(sample_dir, tmp_path)) == 2
     assert "has 5 MB free and the run needs" in capsys.readouterr().err
 

@@ -1,0 +1,38 @@
+import keras
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from fmd_tf.calibration import apply_temperature, fit_temperature
+
+
+def _drawn(temperature: float, count: int = 40_000) -> tuple[np.ndarray, np.ndarray]:
+    """Logits, and labels drawn from the chances they have at a temperature."""
+    generator = np.random.default_rng(0)
+    logits = generator.normal(0, 2, (count, 3))
+    chances = softmax(logits / temperature, axis=1)
+    labels = (generator.random((count, 1)) > chances.cumsum(axis=1)).sum(axis=1)
+    return logits, np.minimum(labels, 2)
+
+
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])
+def test_the_temperature_that_labels_were_drawn_at_is_found(temperature):
+    assert fit_temperature(*_drawn(temperature)) == pytest.approx(temperature, rel=0.03)
+
+
+def test_it_stays_within_bounds_where_every_label_is_right():
+    logits = np.eye(3)
+    assert 0.05 <= fit_temperature(logits, np.arange(3)) < 0.06
+    assert fit_temperature(np.zeros((0, 3)), np.zeros(0, int)) == 1.0
+
+
+def test_a_model_keeps_its_labels_and_gets_surer():
+    features = keras.Input((4,))
+    logits = keras.layers.Dense(3, name="logits")(features)
+    model = keras.Model(features, keras.layers.Softmax()(logits))
+    inputs = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    before = model.predict(inputs, verbose=0)
+    apply_temperature(model, 0.5)
+    after = model.predict(inputs, verbose=0)
+    # Logits twice as large: chances squared, over their sum.
+    assert after == pytest.approx(before**2 / (before**2).sum(axis=1, keepdims=True), rel=1e-4)
