@@ -15,7 +15,6 @@ const KNOWN_STYLES = {
   mask_weared_incorrect: { color: "#f0e442", dash: [3, 3] },
 };
 const OTHER_STYLES = ["#009e73", "#cc79a7", "#56b4e9", "#e69f00"];
-const MOST_NAMED_FACES = 12;
 
 const byId = (id) => document.getElementById(id);
 const status = byId("status");
@@ -134,40 +133,54 @@ function draw() {
   const pen = canvas.getContext("2d");
   pen.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
   const unit = canvas.width / canvas.parentElement.clientWidth;
-  for (const face of [...faces].reverse()) drawFace(pen, face, scale, unit, faces.length);
+  pen.font = `600 ${13 * unit}px system-ui, sans-serif`;
+  // Where names would cover each other the numbers must do; the table has both.
+  let tags = faces.map((face) => placeTag(pen, face, scale, unit, true));
+  if (overlap(tags)) tags = faces.map((face) => placeTag(pen, face, scale, unit, false));
+  for (let index = faces.length - 1; index >= 0; index--) {
+    drawBox(pen, faces[index], scale, unit);
+    drawTag(pen, tags[index], styleOf(faces[index].label, faces[index].classNames).color, unit);
+  }
   canvas.setAttribute("aria-label", `The photo with ${faces.length} faces; the table has the same`);
 }
 
-function drawFace(pen, face, scale, unit, count) {
-  const { color, dash } = styleOf(face.label, face.classNames);
-  const [left, top, right, bottom] = face.box.map((value) => value * scale);
-  pen.lineWidth = 4.5 * unit;
-  pen.setLineDash([]);
-  pen.strokeStyle = "#000";
-  pen.strokeRect(left, top, right - left, bottom - top);
-  pen.lineWidth = 2.5 * unit;
-  pen.setLineDash(dash.map((length) => length * unit));
-  pen.strokeStyle = color;
-  pen.strokeRect(left, top, right - left, bottom - top);
-  pen.setLineDash([]);
-  const name = count <= MOST_NAMED_FACES ? ` ${readable(face.label)}` : "";
-  drawTag(pen, `${face.number}${name}`, left, top, bottom, color, unit);
-}
-
-function drawTag(pen, text, left, top, bottom, color, unit) {
-  pen.font = `600 ${13 * unit}px system-ui, sans-serif`;
-  pen.textBaseline = "middle";
+function placeTag(pen, face, scale, unit, named) {
+  const text = named ? `${face.number} ${readable(face.label)}` : `${face.number}`;
+  const [left, top, , bottom] = face.box.map((value) => value * scale);
   const width = pen.measureText(text).width + 8 * unit;
   const height = 18 * unit;
   const x = Math.max(0, Math.min(left, pen.canvas.width - width));
-  const above = top - height;
-  const y = above >= 0 ? above : Math.min(bottom, pen.canvas.height - height);
+  const y = top >= height ? top - height : Math.min(bottom, pen.canvas.height - height);
+  return { text, x, y, width, height };
+}
+
+function overlap(tags) {
+  return tags.some((a, index) => tags.slice(index + 1).some((b) => (
+    a.x < b.x + b.width && b.x < a.x + a.width && a.y < b.y + b.height && b.y < a.y + a.height
+  )));
+}
+
+function drawBox(pen, face, scale, unit) {
+  const { color, dash } = styleOf(face.label, face.classNames);
+  const [left, top, right, bottom] = face.box.map((value) => value * scale);
+  pen.setLineDash([]);
+  pen.lineWidth = 4.5 * unit;
+  pen.strokeStyle = "#000";
+  pen.strokeRect(left, top, right - left, bottom - top);
+  pen.setLineDash(dash.map((length) => length * unit));
+  pen.lineWidth = 2.5 * unit;
+  pen.strokeStyle = color;
+  pen.strokeRect(left, top, right - left, bottom - top);
+}
+
+function drawTag(pen, tag, color, unit) {
+  pen.textBaseline = "middle";
   pen.fillStyle = "#000";
-  pen.fillRect(x, y, width, height);
+  pen.fillRect(tag.x, tag.y, tag.width, tag.height);
   pen.fillStyle = color;
-  pen.fillRect(x, y, 3 * unit, height);
+  pen.fillRect(tag.x, tag.y, 3 * unit, tag.height);
   pen.fillStyle = "#fff";
-  pen.fillText(text, x + 5.5 * unit, y + height / 2);
+  pen.fillText(tag.text, tag.x + 5.5 * unit, tag.y + tag.height / 2);
 }
 
 function list(faces, milliseconds) {
