@@ -142,7 +142,7 @@ class DetectorConfig(RunConfig):
     weights: str = _setting(IMAGENET, "imagenet, none, or a .weights.h5 file of MobileNetV2")
     image_size: int = _setting(640, "pixels that the longer side of a photo is scaled to")
     view_size: int = _setting(320, "side of the training views in pixels, a multiple of 32")
-    epochs: int = _setting(20, "epochs, of one view a face")
+    epochs: int = _setting(14, "epochs, of one view a face")
     batch_size: int = _setting(16, "views a step")
     lr: float = _setting(1e-3, "highest learning rate; it warms up and falls as a cosine")
     weight_decay: float = _setting(1e-3, "decoupled weight decay of AdamW")

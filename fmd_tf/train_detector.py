@@ -19,6 +19,7 @@ from fmd_tf.checkpoints import (
     CheckpointError,
     RunFolder,
     SaveState,
+    TrainingState,
     require_space,
     require_writable,
     write_text,
@@ -149,44 +150,56 @@ def _train(
     val: Sequence[Annotation],
 ) -> None:
     """Train a detector, or go on with it, up to its best checkpoint."""
+    state = run.latest()
+    if state and state.done:
+        return
     keras.utils.set_random_seed(config.seed)
     model = _build(config)
     require_space(model, config.checkpoint_dir)
     train = [annotation for annotation in train if annotation.faces]
     steps = steps_per_epoch(views_per_epoch(train), config.batch_size)
     _compile(model, config, steps)
-    state = run.latest()
     first_epoch = 0
     if state:
         run.history = list(state.history)
         first_epoch = state.epoch + 1
         model.load_weights(state.weights)
         print(f"Going on at epoch {first_epoch + 1}", flush=True)
-    best = BestModel(lambda epoch, logs: _save(config, model, epoch, logs), _MONITOR)
-    views = train_views(
-        train,
-        config.class_names,
-        config.image_size,
-        config.view_size,
-        config.batch_size,
-        config.seed,
-        config.balance,
-        first_epoch,
-    )
     model.fit(
-        views,
+        train_views(
+            train,
+            config.class_names,
+            config.image_size,
+            config.view_size,
+            config.batch_size,
+            config.seed,
+            config.balance,
+            first_epoch,
+        ),
         steps_per_epoch=steps,
         initial_epoch=first_epoch,
         epochs=config.epochs,
-        callbacks=[
-            _Validate(config.image_size, val, config.class_names),
-            best,
-            keras.callbacks.TensorBoard(str(run.path / "tensorboard"), write_graph=False),
-            SaveState(run, "detector", config.epochs, {"best_model": best}, state),
-        ],
-        shuffle=False,
+        callbacks=_callbacks(config, model, run, val, state),
+        shuffle=False,  # The data set shuffles by itself.
         verbose=1 if sys.stdout.isatty() else 2,
     )
+
+
+def _callbacks(
+    config: DetectorConfig,
+    model: keras.Model,
+    run: RunFolder,
+    val: Sequence[Annotation],
+    state: TrainingState | None,
+) -> list[keras.callbacks.Callback]:
+    """Validate, keep the best detector, log, and save the state last."""
+    best = BestModel(lambda epoch, logs: _save(config, model, epoch, logs), _MONITOR)
+    return [
+        _Validate(config.image_size, val, config.class_names),
+        best,
+        keras.callbacks.TensorBoard(str(run.path / "tensorboard"), write_graph=False),
+        SaveState(run, "detector", config.epochs, {"best_model": best}, state),
+    ]
 
 
 def _build(config: DetectorConfig) -> keras.Model:

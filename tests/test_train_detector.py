@@ -63,6 +63,13 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(
         assert resumed == pytest.approx(undisturbed, rel=0.02, abs=0.02)
 
 
+def test_a_finished_run_is_scored_again_and_not_trained(trained, sample_dir, capsys):
+    before = _history(trained)
+    assert train_detector.main(_arguments(sample_dir, trained)) == 0
+    assert "loss" not in capsys.readouterr().out
+    assert _history(trained) == before
+
+
 def test_another_configuration_in_the_same_folder_is_refused(trained, sample_dir, capsys):
     assert train_detector.main([*_arguments(sample_dir, trained), "--seed", "1"]) == 2
     assert "holds a run with" in capsys.readouterr().err
