@@ -88,9 +88,9 @@ COMMAND_LINE = {
     "another run": (_other_run, [], "holds a run with"),
 }
 MODEL_FILES = {
-    "model missing": (evaluate.main, _nothing, "no model file"),
-    "model no model": (evaluate.main, _text("m.keras"), "is not a model of fmd_tf"),
-    "export of no model": (export.main, _text("m.keras"), "is not a model of fmd_tf"),
+    "model missing": (evaluate.main, _nothing, "no classifier"),
+    "model no model": (evaluate.main, _text("m.keras"), "is not a classifier of fmd_tf"),
+    "export of no model": (export.main, _text("m.keras"), "is not a classifier of fmd_tf"),
 }
 
 

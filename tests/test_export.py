@@ -325,7 +325,7 @@ def test_an_interrupted_export_leaves_nothing_a_server_loads(
 ) -> None:
     seen: list[str] = []
 
-    def interrupt(card: ModelCard, folder: Path) -> None:
+    def interrupt(card: ModelCard, detector_card: DetectorCard | None, folder: Path) -> None:
         seen.extend(path.name for path in tmp_path.iterdir())
         raise KeyboardInterrupt
 

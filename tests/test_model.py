@@ -117,16 +117,16 @@ def test_weights_of_another_kind(tmp_path: Path):
 
 
 def test_files_that_are_no_models(tmp_path: Path):
-    with pytest.raises(ModelError, match="no model file"):
+    with pytest.raises(ModelError, match="no classifier"):
         load_model(tmp_path / "none.keras")
     text = tmp_path / "text.keras"
     text.write_text("hello")
-    with pytest.raises(ModelError, match="is not a model of fmd_tf"):
+    with pytest.raises(ModelError, match="is not a classifier of fmd_tf"):
         load_model(text)
     with zipfile.ZipFile(tmp_path / "zip.keras", "w") as archive:
         archive.writestr("fmd_tf.json", json.dumps({"class_names": ["a", "b"], "image_size": 32}))
-    with pytest.raises(ModelError, match="is not a model of fmd_tf"):
+    with pytest.raises(ModelError, match="is not a classifier of fmd_tf"):
         load_model(tmp_path / "zip.keras")
     keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).save(tmp_path / "other.keras")
-    with pytest.raises(ModelError, match="is not a model of fmd_tf"):
+    with pytest.raises(ModelError, match="is not a classifier of fmd_tf"):
         load_model(tmp_path / "other.keras")

@@ -152,7 +152,7 @@ def test_paths_and_methods(server: Running) -> None:
         ("DELETE", "/v1/models/face_mask:predict", 400),
         ("POST", "/v1/models/face_mask:predict?x=1", 400),
         ("GET", "/monitoring/prometheus/metrics", 200),
-        ("GET", "/", 404),
+        ("GET", "/index", 404),
         ("GET", "/v1", 404),
     ):
         status, _ = request(server, method, path)
