@@ -10,7 +10,7 @@ import pytest
 from fmd_tf.checkpoints import RunFolder
 from fmd_tf.input_pipeline import Crops
 from fmd_tf.model import build_model, dtype_policy
-from fmd_tf.phases import FINE_TUNE, HEAD, Recipe, train_model
+from fmd_tf.phases import FINE_TUNE, HEAD, Recipe, _Average, train_model
 
 RECIPE = Recipe(
     num_classes=3,
@@ -129,3 +129,21 @@ def test_half_precision_with_loss_scaling_trains(tmp_path: Path):
     (record,) = run.history
     assert np.isfinite(record["loss"])
     assert record["learning_rate"] == pytest.approx(recipe.lr)
+
+
+def test_the_average_is_validated_and_training_goes_on_from_the_weights():
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+    optimizer = keras.optimizers.SGD(1.0, use_ema=True, ema_momentum=0.5)
+    model.compile(optimizer=optimizer, loss="mse")
+    weight = model.trainable_variables[0]
+    weight.assign([[4.0]])
+    optimizer.build([weight])
+    average = _Average()
+    average.set_model(model)
+    # Two steps of 1 times 2 lead from 4 to 2 and 0. The average begins at 2 and becomes 1.
+    for _ in range(2):
+        optimizer.apply([keras.ops.array([[2.0]])])
+    average.on_test_begin()
+    assert weight.numpy() == 1.0
+    average.on_epoch_end(0)
+    assert weight.numpy() == 0.0

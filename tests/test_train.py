@@ -90,6 +90,7 @@ def test_the_same_crop_gets_the_same_label_everywhere(trained: Path, sample_dir:
             {signature.inputs["image_bytes"].name: encoded},
         )
     np.testing.assert_allclose(outputs["probabilities"], expected, atol=1e-4)
+    assert 0.05 <= card.training["temperature"] <= 20
     names = [card.class_names[row] for row in expected.argmax(axis=1)]
     assert [label.decode() for label in outputs["label"]] == names
 
