@@ -74,9 +74,10 @@ def test_files_that_are_named_exist():
             assert (ROOT / path).exists(), path
 
 
-def test_links_inside_the_repository_are_not_dead():
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("*/*.md")), ids=str)
+def test_links_inside_the_repository_are_not_dead(page):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target
 
 
 def test_the_two_commands_are_those_of_the_script():
