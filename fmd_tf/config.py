@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_type_hints
 from fmd_tf import CLASS_NAMES, MIN_IMAGE_SIZE
 
 IMAGENET, NO_WEIGHTS = "imagenet", "none"
-_Config = TypeVar("_Config", bound="RunConfig")
+RunConfigT = TypeVar("RunConfigT", bound="RunConfig")
 
 
 class ConfigError(ValueError):
@@ -169,8 +169,8 @@ class DetectorConfig(RunConfig):
 
 
 def parse_config(
-    config_class: type[_Config], argv: Sequence[str] | None, prog: str, description: str
-) -> _Config:
+    config_class: type[RunConfigT], argv: Sequence[str] | None, prog: str, description: str
+) -> RunConfigT:
     """Read a configuration from the command line.
 
     Args:

@@ -21,15 +21,15 @@ import numpy as np
 
 from fmd_tf.calibration import apply_temperature, fit_temperature
 from fmd_tf.checkpoints import (
-    CheckpointError,
     RunFolder,
     require_space,
     require_writable,
     write_text,
 )
-from fmd_tf.config import IMAGENET, NO_WEIGHTS, ConfigError, TrainConfig, parse_config
+from fmd_tf.command import run_training
+from fmd_tf.config import IMAGENET, NO_WEIGHTS, ConfigError, TrainConfig
 from fmd_tf.devices import make_strategy, precision_policy, select_device
-from fmd_tf.download import DataNotFoundError, find_data
+from fmd_tf.download import find_data
 from fmd_tf.evaluate import predict_probabilities, write_problems, write_report
 from fmd_tf.export import export_saved_model
 from fmd_tf.face_mask_dataset import load_photos
@@ -46,38 +46,19 @@ from fmd_tf.model import (
 )
 from fmd_tf.phases import Recipe, train_model
 from fmd_tf.sample_data import SAMPLE_DIR, write_sample
-from fmd_tf.splits import Split, SplitError, choose_split, make_folds, save_split
-from fmd_tf.voc import AnnotationError, Folder
-
-_USER_ERRORS = (
-    AnnotationError,
-    CheckpointError,
-    ConfigError,
-    DataNotFoundError,
-    ModelError,
-    OSError,
-    SplitError,
-)
+from fmd_tf.splits import Split, choose_split, make_folds, save_split
+from fmd_tf.voc import Folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the process' exit code."""
-    try:
-        train_and_evaluate(
-            parse_config(
-                TrainConfig,
-                argv,
-                prog="python -m fmd_tf.train",
-                description="Train, evaluate and export a face-mask classifier.",
-            )
-        )
-    except _USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on at the last saved epoch.", file=sys.stderr)
-        return 130
-    return 0
+    return run_training(
+        train_and_evaluate,
+        TrainConfig,
+        argv,
+        prog="python -m fmd_tf.train",
+        description="Train, evaluate and export a face-mask classifier.",
+    )
 
 
 def train_and_evaluate(config: TrainConfig) -> dict:

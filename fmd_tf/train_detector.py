@@ -16,7 +16,6 @@ import keras
 
 from fmd_tf.checkpoints import (
     BestModel,
-    CheckpointError,
     RunFolder,
     SaveState,
     TrainingState,
@@ -24,8 +23,8 @@ from fmd_tf.checkpoints import (
     require_writable,
     write_text,
 )
-from fmd_tf.config import IMAGENET, NO_WEIGHTS, ConfigError, DetectorConfig, parse_config
-from fmd_tf.detect import DetectorError
+from fmd_tf.command import run_training
+from fmd_tf.config import IMAGENET, NO_WEIGHTS, DetectorConfig
 from fmd_tf.detector import (
     DetectorCard,
     build_detector,
@@ -36,46 +35,27 @@ from fmd_tf.detector import (
 from fmd_tf.detector_metrics import average_precision, choose_threshold
 from fmd_tf.detector_pipeline import train_views, views_per_epoch
 from fmd_tf.devices import select_device
-from fmd_tf.download import DataNotFoundError, find_data
+from fmd_tf.download import find_data
 from fmd_tf.evaluate_detector import find_all, format_report, load_peer, report, trained_contender
 from fmd_tf.input_pipeline import steps_per_epoch
 from fmd_tf.model import ModelError, freeze_batch_norm
 from fmd_tf.sample_data import SAMPLE_DIR, write_sample
-from fmd_tf.splits import Split, SplitError, choose_split, group_photos, save_split
-from fmd_tf.voc import Annotation, AnnotationError, Folder, read_folder
+from fmd_tf.splits import Split, choose_split, group_photos, save_split
+from fmd_tf.voc import Annotation, Folder, read_folder
 
 BEST_DETECTOR = "best_detector.keras"
 _MONITOR = "val_ap50"
-_USER_ERRORS = (
-    AnnotationError,
-    CheckpointError,
-    ConfigError,
-    DataNotFoundError,
-    DetectorError,
-    ModelError,
-    OSError,
-    SplitError,
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the process' exit code."""
-    try:
-        train_and_evaluate(
-            parse_config(
-                DetectorConfig,
-                argv,
-                prog="python -m fmd_tf.train_detector",
-                description="Train and evaluate a face detector.",
-            )
-        )
-    except _USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on at the last saved epoch.", file=sys.stderr)
-        return 130
-    return 0
+    return run_training(
+        train_and_evaluate,
+        DetectorConfig,
+        argv,
+        prog="python -m fmd_tf.train_detector",
+        description="Train and evaluate a face detector.",
+    )
 
 
 def train_and_evaluate(config: DetectorConfig) -> dict:
