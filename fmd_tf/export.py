@@ -48,6 +48,7 @@ from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 from fmd_tf.detector import DetectorCard, find_faces, load_detector
 from fmd_tf.input_pipeline import crop_faces, crop_windows, decode_photo, decode_upright
 from fmd_tf.model import ModelCard, ModelError, load_model
+from fmd_tf.model_card import format_model_card
 
 Outputs = dict[str, tf.Tensor]
 Classifier = Callable[[tf.Tensor], Outputs]
@@ -500,10 +501,11 @@ def _webp_size(header: tf.Tensor, starts: Callable[[bytes, int], tf.Tensor]) -> 
 
 
 def _write_assets(card: ModelCard, detector_card: DetectorCard | None, folder: Path) -> None:
-    """Write class names, card and warm-up requests; TF Serving replays the last on loading."""
+    """Write class names, cards and warm-up requests; TF Serving replays the last on loading."""
     folder.mkdir()
     (folder / "class_names.txt").write_text("".join(f"{name}\n" for name in card.class_names))
     (folder / "model_card.json").write_text(json.dumps(asdict(card), indent=2) + "\n")
+    (folder / "README.md").write_text(format_model_card(card, detector_card), encoding="utf-8")
     if detector_card:
         (folder / "detector_card.json").write_text(
             json.dumps(asdict(detector_card), indent=2) + "\n"

@@ -92,6 +92,8 @@ def train_and_evaluate(config: TrainConfig) -> dict:
         run = _train(config, crops, split, config.checkpoint_dir, "split.json")
         model, card = load_model(run.best_model)
         report = _evaluate(config, crops, split, model, run)
+        card = _with_report(card, report, "test" if split.test else "validation", run)
+        save_model(model, card, run.best_model)
         _export_once(model, card, config.export_dir, run)
     _write_config(config, folder, time.perf_counter() - started)
     print(f"Results: {config.results_dir / 'metrics'}")
@@ -261,6 +263,13 @@ def _evaluate(
         model=model,
         history=state.history if state else None,
     )
+
+
+def _with_report(card: ModelCard, report: dict, part: str, run: RunFolder) -> ModelCard:
+    """Return the card with the figures of the model, so that they go where it goes."""
+    seconds = sum(record["seconds"] for record in run.history)
+    figures = {"part": part, "seconds": seconds, **report}
+    return replace(card, training={**card.training, "report": figures})
 
 
 def _export_once(model: keras.Model, card: ModelCard, export_dir: Path, run: RunFolder) -> None:

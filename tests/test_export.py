@@ -298,6 +298,7 @@ def test_assets_and_warm_up(version_dir: Path, session: Servable) -> None:
     card = json.loads((assets / "model_card.json").read_text())
     assert card["image_size"] == SIZE
     assert card["padding"] == 0.1
+    assert (assets / "README.md").read_text().startswith("# Model card")
     # Four requests: bytes, bytes in a full batch, pixels, faces.
     assert session.warm_up(version_dir) == 4
     for path in [version_dir, *version_dir.rglob("*")]:

@@ -1,0 +1,124 @@
+"""The text that goes with an exported model: what it is for, its own figures, its limits.
+
+The headings follow Mitchell et al. 2019, "Model Cards for Model Reporting" (arXiv:1810.03993).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fmd_tf.detector import DetectorCard
+from fmd_tf.model import ModelCard
+
+_USE = """\
+## Use
+
+For counting and reminding: how many people at a door wear a mask, and how. A person must be able
+to see why and to object. Not for deciding about anyone alone, not for identifying people, and not
+as evidence: the figures below are of photos like those it learned from, and other people, cameras
+and masks will do worse.
+"""
+
+_DATA = """\
+## Data and protocol
+
+Photos with a Pascal VOC box for every face. Photos are split in groups: a photo, its
+near-duplicates and its series are in one part. Learning rate, stopping, the choice of the epoch and
+the temperature look at validation faces only; the test faces are scored once. All faces count,
+those of a few pixels too, unless a least size was set in training.
+
+Kaggle's `andrewmvd/face-mask-detection`, the project's reference data (CC0 there), was gathered
+from the web: nothing is known of age, sex, skin or origin of the people in it, two of them make
+up 6 % of the faces, and no figure by any such group can be given. Measure on your own people
+before you rely on it.
+"""
+
+_LIMITS = """\
+## Known weaknesses
+
+Masks of the colour of skin are taken for bare faces, and hands before the mouth for masks. Faces
+of a few pixels are a guess. `mask_weared_incorrect` is rare in the data, and missed most often.
+
+## Licences
+
+The code is under the MIT licence. The ImageNet weights that training begins from are those of
+Keras Applications, or of the file that was given. The data has the licence of its source.
+"""
+
+
+def format_model_card(card: ModelCard, detector_card: DetectorCard | None = None) -> str:
+    """Write the card of a model.
+
+    Args:
+        card: Of the classifier; its `training` holds the figures where `fmd_tf.train` made it.
+        detector_card: Of the detector that is exported with it.
+
+    Returns:
+        Markdown.
+    """
+    names = ", ".join(f"`{name}`" for name in card.class_names)
+    lines = [
+        "# Model card",
+        "",
+        f"A face-mask classifier: {card.model_name} on face crops of {card.image_size} px, classes "
+        f"{names}. Padding {card.padding:g}, {'square' if card.square else 'squashed'} crops.",
+    ]
+    if detector_card:
+        lines.append(_detector_line(detector_card))
+    lines += ["", _USE, _DATA, *_figures(card), _LIMITS]
+    return "\n".join(lines)
+
+
+def _detector_line(card: DetectorCard) -> str:
+    precision = card.training.get("val_ap50")
+    known = f", average precision {precision:.3f} on validation photos" if precision else ""
+    return (
+        f"\nFaces are found by a detector at {card.image_size} px, with a score of at least "
+        f"{card.threshold:.2f}{known}. A face that it misses gets no label."
+    )
+
+
+def _figures(card: ModelCard) -> list[str]:
+    """Describe the figures of this model; those of validation faces are no measure of it."""
+    report = card.training.get("report")
+    if not report:
+        return ["## Figures", "", "This model was never scored by `fmd_tf.train`.", ""]
+    lines = [
+        "## Figures",
+        "",
+        f"On {report['part']} faces, 95 % intervals by bootstrap over groups:",
+    ]
+    lines += [
+        "",
+        "| faces | accuracy | macro-F1 | calibration error |",
+        "| --- | --- | --- | --- |",
+    ]
+    for title, name in (("all", "all_faces"), ("10 px and more", "faces_10px")):
+        lines.append(_overall_row(title, report[name]))
+    lines += ["", "| class | faces | precision | recall |", "| --- | --- | --- | --- |"]
+    for name, figures in report["all_faces"]["per_class"].items():
+        lines.append(f"| `{name}` | {figures['support']} | {_row(figures, _PER_CLASS)} |")
+    lines += ["", "| shorter side, px | faces | accuracy |", "| --- | --- | --- |"]
+    for each in report["by_size"]:
+        lines.append(f"| {each['pixels']} | {each['num_faces']} | {_row(each, ['accuracy'])} |")
+    seconds = report.get("seconds")
+    cost = f"Training took {seconds / 60:.0f} minutes." if seconds else ""
+    return [*lines, "", f"{cost} Energy was not measured.".strip(), ""]
+
+
+_PER_CLASS = ("precision", "recall")
+
+
+def _overall_row(title: str, figures: Mapping[str, Any]) -> str:
+    cells = [f"{title} ({figures['num_faces']})"]
+    for name in ("accuracy", "macro_f1"):
+        interval = figures["intervals_95"].get(name)
+        span = f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
+        cells.append(f"{_row(figures, [name])}{span}")
+    return f"| {' | '.join(cells)} | {_row(figures, ['calibration_error'])} |"
+
+
+def _row(figures: Mapping[str, Any], names: Sequence[str]) -> str:
+    values = [figures[name] for name in names]
+    return " | ".join("-" if value is None else f"{value:.3f}" for value in values)
