@@ -49,10 +49,11 @@ class ModelCard:
 
 @dataclass(frozen=True)
 class _Backbone:
-    """A Keras application and the preprocessing it was trained with."""
+    """A Keras application, the preprocessing it was trained with, and its kind."""
 
     build: Callable[..., keras.Model]
     preprocess: Callable[[keras.KerasTensor], keras.KerasTensor]
+    depthwise: bool
 
 
 def _caffe(image: keras.KerasTensor) -> keras.KerasTensor:
@@ -73,11 +74,16 @@ def _inside(image: keras.KerasTensor) -> keras.KerasTensor:
 
 
 _BACKBONES = {
-    "resnet50": _Backbone(keras.applications.ResNet50, _caffe),
-    "efficientnet": _Backbone(keras.applications.EfficientNetB0, _inside),
-    "mobilenet": _Backbone(keras.applications.MobileNetV2, _unit),
+    "resnet50": _Backbone(keras.applications.ResNet50, _caffe, depthwise=False),
+    "efficientnet": _Backbone(keras.applications.EfficientNetB0, _inside, depthwise=True),
+    "mobilenet": _Backbone(keras.applications.MobileNetV2, _unit, depthwise=True),
 }
 MODEL_NAMES = tuple(_BACKBONES)
+
+
+def is_depthwise(model_name: str) -> bool:
+    """Tell whether a backbone of `MODEL_NAMES` is made of depthwise convolutions."""
+    return _BACKBONES[model_name].depthwise
 
 
 def build_model(

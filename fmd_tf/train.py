@@ -40,6 +40,7 @@ from fmd_tf.model import (
     ModelError,
     build_model,
     dtype_policy,
+    is_depthwise,
     load_model,
     logits_model,
     save_model,
@@ -151,7 +152,7 @@ def _train(
         counts = np.bincount(part.labels, minlength=len(config.class_names))
         print(f"{name}: {len(part)} faces, by class {counts.tolist()}")
     keras.utils.set_random_seed(config.seed)
-    policy = precision_policy(config.mixed_precision)
+    policy = precision_policy(config.mixed_precision, is_depthwise(config.model_name))
     print(f"Training {config.model_name} at {config.image_size} px, {policy}", flush=True)
     with make_strategy(config.strategy).scope():
         model = _build(config)

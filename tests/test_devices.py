@@ -4,6 +4,7 @@ import sys
 import pytest
 import tensorflow as tf
 
+from fmd_tf import devices
 from fmd_tf.devices import make_strategy, precision_policy, select_device
 
 
@@ -17,6 +18,13 @@ def test_precision_that_was_asked_for():
     assert precision_policy("off") == "float32"
     assert precision_policy("on") == "mixed_bfloat16"
     assert precision_policy("auto") in ("float32", "mixed_bfloat16")
+
+
+@pytest.mark.parametrize("has_amx", [True, False])
+def test_auto_takes_bfloat16_for_dense_convolutions_on_tiles(monkeypatch, has_amx: bool):
+    monkeypatch.setattr(devices, "_has_amx", lambda: has_amx)
+    assert precision_policy("auto") == ("mixed_bfloat16" if has_amx else "float32")
+    assert precision_policy("auto", depthwise=True) == "float32"
 
 
 def test_single_strategy_is_tensorflows_default():
