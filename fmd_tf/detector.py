@@ -19,7 +19,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from fmd_tf.model import backbone_features, read_archive, write_archive
+from fmd_tf.model import backbone_features, dtype_policy, read_archive, write_archive
 
 STRIDE = 4
 COARSEST_STRIDE = 32
@@ -54,6 +54,9 @@ _FEATURES = ("block_3_expand_relu", "block_6_expand_relu", "block_13_expand_relu
 def build_detector(weights: str = "imagenet") -> keras.Model:
     """Build the detector on MobileNetV2, whose batch norm keeps its pretrained statistics.
 
+    The layers after the backbone have the dtype policy that is set; the backbone is float32
+    always, see `devices.precision_policy`.
+
     Args:
         weights: "imagenet", "none" or a file of MobileNetV2, see `model.build_model`.
 
@@ -64,7 +67,8 @@ def build_detector(weights: str = "imagenet") -> keras.Model:
         ModelError: Weights that cannot be had.
     """
     photo = keras.Input((None, None, 3), name="photo", dtype="float32")
-    *finer, x = backbone_features("mobilenet", photo, _FEATURES, weights)
+    with dtype_policy("float32"):
+        *finer, x = backbone_features("mobilenet", photo, _FEATURES, weights)
     x = _convolve(x, _CHANNELS, 1, "lateral_32")
     for stride, feature in zip((16, 8, 4), reversed(finer), strict=True):
         x = keras.layers.UpSampling2D(name=f"up_{stride}")(x)
@@ -81,6 +85,20 @@ def build_detector(weights: str = "imagenet") -> keras.Model:
     )(x)
     output = keras.layers.Concatenate(name="faces", dtype="float32")([score, distances])
     return keras.Model(photo, output, name="detector")
+
+
+def freeze_first_layers(model: keras.Model) -> None:
+    """Leave the backbone's layers up to the finest feature as they are; recompile afterwards.
+
+    Their edges and colours need no training, and at their resolution a step without their
+    gradients takes three quarters of the time.
+
+    Args:
+        model: From `build_detector`.
+    """
+    backbone = model.get_layer("backbone")
+    for layer in backbone.layers[: backbone.layers.index(backbone.get_layer(_FEATURES[0]))]:
+        layer.trainable = False
 
 
 def _convolve(x: keras.KerasTensor, channels: int, size: int, name: str) -> keras.KerasTensor:
