@@ -5,7 +5,8 @@
             print(face.label, face.score)
 
 Pixels are RGB 0-255 and are never scaled here: the model does that. Boxes are pixels of the photo
-as in `fmd_tf.boxes`. EXIF rotation is not applied, here as in training.
+as in `fmd_tf.boxes`. EXIF rotation is not applied, here as in training, but by `predict_photo`,
+whose boxes are those of the upright photo.
 """
 
 from __future__ import annotations

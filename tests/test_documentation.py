@@ -1,4 +1,4 @@
-"""The README says what the code does."""
+"""README and docs say what the code does; their commands are in test_documented_commands."""
 
 import argparse
 import json
@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from fmd_tf.config import DetectorConfig, TrainConfig
+from fmd_tf.config import DetectorConfig, RunConfig, TrainConfig
 from fmd_tf.predict import build_parser
 from fmd_tf.records import SCHEMA, SCHEMA_VERSION, LabelledFace, Record, Summary
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("*/*.md"), *ROOT.glob("fmd_tf/*/*.md")])
+README, TRAINING, DETECTOR, PREDICTION = (
+    (ROOT / name).read_text()
+    for name in ("README.md", "docs/training.md", "docs/detector.md", "docs/prediction.md")
+)
 
 
 def _row(setting) -> str:
@@ -31,11 +35,19 @@ def _row(setting) -> str:
     return f"| `--{flag}` | {text}{options} | {shown} |"
 
 
-@pytest.mark.parametrize(
-    "setting", [*fields(TrainConfig), *fields(DetectorConfig)], ids=lambda setting: setting.name
-)
-def test_every_flag_stands_in_the_table(setting):
-    assert _row(setting) in README
+@pytest.mark.parametrize("setting", fields(TrainConfig), ids=lambda setting: setting.name)
+def test_every_flag_of_the_training_stands_in_its_table(setting):
+    assert _row(setting) in TRAINING
+
+
+DETECTOR_FLAGS = [
+    each for each in fields(DetectorConfig) if each.name not in {e.name for e in fields(RunConfig)}
+]
+
+
+@pytest.mark.parametrize("setting", DETECTOR_FLAGS, ids=lambda setting: setting.name)
+def test_every_flag_of_the_detector_stands_in_its_table(setting):
+    assert _row(setting) in DETECTOR
 
 
 def _predict_row(action: argparse.Action) -> str:
@@ -51,11 +63,11 @@ PREDICT_FLAGS = [action for action in build_parser()._actions if action.dest != 
 
 @pytest.mark.parametrize("action", PREDICT_FLAGS, ids=lambda action: action.dest)
 def test_every_flag_of_prediction_stands_in_its_table(action: argparse.Action):
-    assert _predict_row(action) in README
+    assert _predict_row(action) in PREDICTION
 
 
 def test_the_json_schema_is_the_one_written():
-    (block,) = re.findall(r"```json\n(.*?)```", README, re.DOTALL)
+    (block,) = re.findall(r"```json\n(.*?)```", PREDICTION, re.DOTALL)
     shown = json.loads(block)
     assert (shown["schema"], shown["schema_version"]) == (SCHEMA, SCHEMA_VERSION)
     (image,) = shown["images"]
@@ -68,13 +80,14 @@ def test_the_json_schema_is_the_one_written():
     assert summary.to_json() == shown["summary"]
 
 
-def test_files_that_are_named_exist():
-    for path in re.findall(r"`((?:fmd_tf|tests|savedmodel|notebooks)/[\w./]+)`", README):
-        if not path.startswith("savedmodel/face_mask"):  # Made by training.
-            assert (ROOT / path).exists(), path
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_are_named_exist(page):
+    made = ("savedmodel/face_mask", "savedmodel/certificates")  # By training, and by hand.
+    for path in re.findall(r"`((?:fmd_tf|tests|savedmodel|notebooks)/[\w./]+)`", page.read_text()):
+        assert path.startswith(made) or (ROOT / path).exists(), path
 
 
-@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("*/*.md")), ids=str)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_inside_the_repository_are_not_dead(page):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
         assert (page.parent / target).exists(), target
