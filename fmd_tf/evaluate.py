@@ -23,7 +23,7 @@ from fmd_tf import plots
 from fmd_tf.checkpoints import write_text
 from fmd_tf.face_mask_dataset import load_photos
 from fmd_tf.gradcam import plot_grad_cam
-from fmd_tf.input_pipeline import eval_dataset, load_crops
+from fmd_tf.input_pipeline import Crops, eval_dataset, load_crops
 from fmd_tf.metrics import Predictions, compute_metrics, format_summary
 from fmd_tf.model import ModelCard, ModelError, load_model
 from fmd_tf.splits import SplitError, load_split
@@ -107,13 +107,9 @@ def evaluate(
     """
     classifier, card = load_model(model)
     _require_writable(results_dir)
-    photos, folder = load_photos(data_dir, card.class_names, skip_invalid)
+    crops, folder = load_faces(data_dir, card, skip_invalid)
     write_problems(folder, results_dir)
-    crops = load_crops(photos, card.image_size, card.padding, card.square)
-    if split_file:
-        parts = load_split(split_file, crops.group_of_photo)
-        crops = crops if split == "all" else crops.select(getattr(parts, split))
-    crops = crops.at_least(min_face_size)
+    crops = select_part(crops, split_file, split).at_least(min_face_size)
     if not len(crops):
         raise SplitError(f"no faces to score in {data_dir}, part {split}")
     probabilities = predict_probabilities(classifier, crops.images, batch_size, tta)
@@ -129,6 +125,41 @@ def evaluate(
     record = {"model": model, "data_dir": data_dir, "split_file": split_file, "split": split}
     _write_record(results_dir, {**record, "tta": tta, "min_face_size": min_face_size}, card)
     return metrics, card
+
+
+def load_faces(data_dir: Path, card: ModelCard, skip_invalid: bool = False) -> tuple[Crops, Folder]:
+    """Cut the faces of a VOC folder as a model wants them.
+
+    Args:
+        data_dir: Folder with `images/` and `annotations/`.
+        card: Of the model.
+        skip_invalid: Leave out invalid annotations instead of raising.
+
+    Returns:
+        The crops, and what was read.
+
+    Raises:
+        AnnotationError: Something in the folder is invalid.
+    """
+    photos, folder = load_photos(data_dir, card.class_names, skip_invalid)
+    return load_crops(photos, card.image_size, card.padding, card.square), folder
+
+
+def select_part(crops: Crops, split_file: Path | None, split: str) -> Crops:
+    """Return the faces of one part of a split.
+
+    Args:
+        crops: All faces of the folder.
+        split_file: A `split.json`; None where `split` is "all".
+        split: "train", "val", "test" or "all".
+
+    Raises:
+        SplitError: The file is no split of these photos.
+    """
+    if not split_file:
+        return crops
+    parts = load_split(split_file, crops.group_of_photo)
+    return crops if split == "all" else crops.select(getattr(parts, split))
 
 
 def _require_writable(results_dir: Path) -> None:

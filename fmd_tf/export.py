@@ -1,5 +1,7 @@
 """Write a model as a versioned SavedModel: `python -m fmd_tf.export --model FILE`.
 
+`--format litert` and others write it for other runtimes instead, see `fmd_tf.formats`.
+
 Contract of the signatures, all preprocessing inside; a batch is the rows of one request:
 
 - `serving_default`: `image_bytes` string [batch], one encoded face crop each (JPEG, PNG, WebP or
@@ -46,9 +48,22 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
 from fmd_tf.detector import DetectorCard, find_faces, load_detector
+from fmd_tf.evaluate import load_faces, select_part
+from fmd_tf.formats import (
+    FORMATS,
+    SAVED_MODEL,
+    FormatError,
+    compare,
+    export_format,
+    format_comparison,
+    load_format,
+    load_saved_model,
+)
 from fmd_tf.input_pipeline import crop_faces, crop_windows, decode_photo, decode_upright
 from fmd_tf.model import ModelCard, ModelError, load_model
 from fmd_tf.model_card import format_model_card
+from fmd_tf.splits import SplitError
+from fmd_tf.voc import AnnotationError
 
 Outputs = dict[str, tf.Tensor]
 Classifier = Callable[[tf.Tensor], Outputs]
@@ -73,27 +88,64 @@ class ExportError(ValueError):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the process' exit code."""
+    options = _parse(argv)
+    try:
+        model, card = load_model(options.model)
+        if options.format == SAVED_MODEL:
+            _export_saved_model(model, card, options)
+        else:
+            _export_format(model, card, options)
+    except (AnnotationError, ExportError, FormatError, ModelError, OSError, SplitError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m fmd_tf.export", description="Write a SavedModel for TF Serving."
+        prog="python -m fmd_tf.export", description="Write a model for serving."
     )
     add = parser.add_argument
     add("--model", type=Path, required=True, help="best_model.keras of a training")
+    add("--format", choices=(SAVED_MODEL, *FORMATS), default=SAVED_MODEL, help="what to write")
     add("--detector", type=Path, help="best_detector.keras: adds the signature photo")
-    add("--output", type=Path, default=Path("savedmodel/face_mask"), help="folder of versions")
+    add("--output", type=Path, help="folder (default: savedmodel/face_mask, or exports/FORMAT)")
     add("--version", type=int, help="version number (default: one more than the last)")
-    add("--overwrite", action="store_true", help="replace that version")
+    add("--overwrite", action="store_true", help="replace that version, or that folder")
+    add("--data-dir", type=Path, help="VOC folder to compare with the model on; int8 needs it")
+    add("--split-file", type=Path, help="split.json: calibrate on train, compare on test")
     options = parser.parse_args(argv)
-    try:
-        model, card = load_model(options.model)
-        detector = load_detector(options.detector) if options.detector else None
-        path = export_saved_model(
-            model, card, options.output, options.version, options.overwrite, detector
-        )
-    except (ExportError, ModelError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if options.format != SAVED_MODEL and (options.detector or options.version):
+        parser.error("--detector and --version are for --format savedmodel")
+    if options.split_file and not options.data_dir:
+        parser.error("--split-file needs --data-dir")
+    return options
+
+
+def _export_saved_model(model: keras.Model, card: ModelCard, options: argparse.Namespace) -> None:
+    detector = load_detector(options.detector) if options.detector else None
+    output = options.output or Path("savedmodel/face_mask")
+    path = export_saved_model(model, card, output, options.version, options.overwrite, detector)
     print(f"SavedModel: {path}")
-    return 0
+    if options.data_dir:
+        crops, _ = load_faces(options.data_dir, card)
+        test = select_part(crops, options.split_file, "test")
+        print(format_comparison(compare(model, load_saved_model(path), test)))
+
+
+def _export_format(model: keras.Model, card: ModelCard, options: argparse.Namespace) -> None:
+    """Write another format, load it again, and compare it with the model."""
+    output = options.output or Path("exports") / options.format
+    train = test = None
+    if options.data_dir:
+        crops, _ = load_faces(options.data_dir, card)
+        train = select_part(crops, options.split_file, "train").images
+        test = select_part(crops, options.split_file, "test")
+    export_format(options.format, model, card, output, options.overwrite, train)
+    size = sum(path.stat().st_size for path in output.glob("model*")) / 1e6
+    print(f"{options.format}: {output} ({size:.1f} MB)")
+    if test is not None:
+        print(format_comparison(compare(model, load_format(options.format, output), test)))
 
 
 def export_saved_model(

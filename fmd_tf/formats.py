@@ -1,0 +1,310 @@
+"""Write and run a classifier in the formats of other runtimes: LiteRT, ONNX, OpenVINO.
+
+Contract: each model has one input, float32 [batch, size, size, 3], face crops RGB 0-255 as
+`input_pipeline.crop_faces` cuts them, and one output, float32 [batch, num_classes],
+probabilities. A format is a folder with the model's file or files, `class_names.txt`,
+`model_card.json` and a model card in `README.md`; it appears by a rename.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from sklearn.metrics import f1_score
+
+from fmd_tf.input_pipeline import Crops, eval_dataset
+from fmd_tf.model import ModelCard
+from fmd_tf.model_card import format_model_card
+
+Predictor = Callable[[np.ndarray], np.ndarray]
+CALIBRATION_FACES = 300
+"""Crops that int8 ranges are read from, when there are as many."""
+SAVED_MODEL = "savedmodel"
+_THREADS = 2
+_BATCH_SIZE = 32
+
+
+class FormatError(ValueError):
+    """A model cannot be written or run in a format."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A way to write a classifier and to run what was written.
+
+    Attributes:
+        file: Name of the model's file.
+        packages: What must be importable to write and run it.
+        extra: The extra of this project that installs them.
+        write: Writes a model to a file; the crops are for calibration.
+        load: Loads that file.
+        calibrated: Whether writing needs crops, uint8 [number, size, size, 3].
+    """
+
+    file: str
+    packages: tuple[str, ...]
+    extra: str
+    write: Callable[[keras.Model, Path, np.ndarray], None]
+    load: Callable[[Path], Predictor]
+    calibrated: bool = False
+
+
+def export_format(
+    name: str,
+    model: keras.Model,
+    card: ModelCard,
+    folder: Path,
+    overwrite: bool = False,
+    crops: np.ndarray | None = None,
+) -> Path:
+    """Write a classifier in one format.
+
+    Args:
+        name: One of `FORMATS`.
+        model: The classifier.
+        card: Its card.
+        folder: What is written.
+        overwrite: Replace the folder where it exists.
+        crops: uint8 [number, size, size, 3], training crops; for int8 only.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FormatError: The folder exists, a package is missing, or int8 has no crops.
+    """
+    form = _format(name)
+    if folder.exists() and not overwrite:
+        raise FormatError(f"{folder} exists already; give another --output, or --overwrite")
+    crops = np.zeros((0, *model.input_shape[1:]), np.uint8) if crops is None else crops
+    if form.calibrated and not len(crops):
+        raise FormatError(
+            f"{name} reads its ranges from training crops; give --data-dir, and the training's "
+            "--split-file"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder.parent) as partial:
+        written = Path(partial) / "format"
+        written.mkdir()
+        form.write(model, written / form.file, crops)
+        _write_texts(card, written)
+        if folder.exists():
+            folder.rename(Path(partial) / "replaced")
+        written.rename(folder)
+    return folder
+
+
+def load_format(name: str, folder: Path) -> Predictor:
+    """Load what `export_format` wrote.
+
+    Args:
+        name: One of `FORMATS`.
+        folder: The folder.
+
+    Returns:
+        A function from crops, [batch, size, size, 3] RGB 0-255 of any number type, to
+        probabilities float32 [batch, num_classes].
+
+    Raises:
+        FormatError: A package is missing, or there is no such file.
+    """
+    form = _format(name)
+    if not (folder / form.file).is_file():
+        raise FormatError(f"{folder} holds no {form.file}; write it with --format {name}")
+    return form.load(folder / form.file)
+
+
+def load_saved_model(version: Path) -> Predictor:
+    """Load the signature `pixels` of a SavedModel of `fmd_tf.export`, as `load_format` does."""
+    pixels = tf.saved_model.load(str(version)).signatures["pixels"]
+
+    def predict(crops: np.ndarray) -> np.ndarray:
+        return pixels(pixels=tf.cast(crops, tf.float32))["probabilities"].numpy()
+
+    return predict
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How a written model answers beside the one it was written from.
+
+    Attributes:
+        num_faces: Faces that both were asked.
+        largest_difference: Of a probability.
+        same_label: Part of the faces with the same likeliest class.
+        macro_f1: Of the written model, 0 to 1.
+        macro_f1_loss: What it lost against the original.
+    """
+
+    num_faces: int
+    largest_difference: float
+    same_label: float
+    macro_f1: float
+    macro_f1_loss: float
+
+
+def compare(model: keras.Model, predictor: Predictor, crops: Crops) -> Comparison:
+    """Ask the classifier and what was written from it the same faces.
+
+    Args:
+        model: The classifier.
+        predictor: From `load_format` or `load_saved_model`.
+        crops: Faces that the model was not trained on.
+    """
+    expected = model.predict(eval_dataset(crops.images, _BATCH_SIZE), verbose=0)
+    starts = range(0, len(crops), _BATCH_SIZE)
+    found = np.concatenate([predictor(crops.images[at : at + _BATCH_SIZE]) for at in starts])
+    classes = range(expected.shape[1])
+    scores = [
+        f1_score(
+            crops.labels, each.argmax(axis=1), labels=classes, average="macro", zero_division=0
+        )
+        for each in (expected, found)
+    ]
+    return Comparison(
+        num_faces=len(crops),
+        largest_difference=float(np.abs(found - expected).max()),
+        same_label=float((found.argmax(axis=1) == expected.argmax(axis=1)).mean()),
+        macro_f1=float(scores[1]),
+        macro_f1_loss=float(scores[0] - scores[1]),
+    )
+
+
+def format_comparison(comparison: Comparison) -> str:
+    """Describe a comparison in one line."""
+    return (
+        f"{comparison.num_faces} faces beside the .keras file: same label "
+        f"{comparison.same_label:.1%}, largest difference {comparison.largest_difference:.2g}, "
+        f"macro-F1 {comparison.macro_f1:.3f} (loss {100 * comparison.macro_f1_loss:.1f} points)"
+    )
+
+
+def _format(name: str) -> Format:
+    """Return a format whose packages are there."""
+    form = FORMATS[name]
+    for package in form.packages:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise FormatError(
+                f"--format {name} needs the package {package} ({error}); install it with "
+                f"pip install -e .[{form.extra}]"
+            ) from error
+    return form
+
+
+def _write_texts(card: ModelCard, folder: Path) -> None:
+    names = "".join(f"{name}\n" for name in card.class_names)
+    (folder / "class_names.txt").write_text(names, encoding="utf-8")
+    (folder / "model_card.json").write_text(json.dumps(asdict(card), indent=2) + "\n")
+    (folder / "README.md").write_text(format_model_card(card), encoding="utf-8")
+
+
+def _write_litert(model: keras.Model, path: Path, crops: np.ndarray) -> None:
+    """Keep weights in float16 and compute in float32."""
+    model.export(
+        str(path),
+        format="litert",
+        verbose=False,
+        optimizations=[tf.lite.Optimize.DEFAULT],
+        target_spec={"supported_types": [tf.float16]},
+    )
+
+
+def _write_litert_dynamic(model: keras.Model, path: Path, crops: np.ndarray) -> None:
+    """Keep weights in int8, and quantise activations as they come, each time anew."""
+    model.export(
+        str(path), format="litert", verbose=False, optimizations=[tf.lite.Optimize.DEFAULT]
+    )
+
+
+def _write_litert_int8(model: keras.Model, path: Path, crops: np.ndarray) -> None:
+    """Quantise weights for each channel, and activations, to int8 (Jacob et al. 2018).
+
+    Input and output stay float32.
+    """
+
+    def representative() -> Iterator[list[np.ndarray]]:
+        chosen = np.random.default_rng(0).permutation(len(crops))[:CALIBRATION_FACES]
+        for crop in crops[chosen]:
+            yield [crop[None].astype(np.float32)]
+
+    with warnings.catch_warnings():
+        # It warns that inputs have no ranges, which is as it should be: they are float32.
+        warnings.filterwarnings("ignore", "Statistics for quantized inputs", UserWarning)
+        model.export(
+            str(path),
+            format="litert",
+            verbose=False,
+            optimizations=[tf.lite.Optimize.DEFAULT],
+            representative_dataset=representative,
+            target_spec={"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]},
+        )
+
+
+def _load_litert(path: Path) -> Predictor:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(path), num_threads=_THREADS)
+    (image,), (probabilities,) = interpreter.get_input_details(), interpreter.get_output_details()
+
+    def predict(crops: np.ndarray) -> np.ndarray:
+        if tuple(interpreter.get_input_details()[0]["shape"]) != crops.shape:
+            interpreter.resize_tensor_input(image["index"], crops.shape)
+            interpreter.allocate_tensors()
+        interpreter.set_tensor(image["index"], crops.astype(np.float32))
+        interpreter.invoke()
+        return interpreter.get_tensor(probabilities["index"])
+
+    interpreter.allocate_tensors()
+    return predict
+
+
+def _write_onnx(model: keras.Model, path: Path, crops: np.ndarray) -> None:
+    model(np.zeros((1, *model.input_shape[1:]), np.float32))  # Keras wants it to have been called.
+    with warnings.catch_warnings():
+        # Keras asks for np.object, which NumPy no longer has, and is warned of it.
+        warnings.simplefilter("ignore", FutureWarning)
+        model.export(str(path), format="onnx", verbose=False)
+
+
+def _load_onnx(path: Path) -> Predictor:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda crops: session.run(None, {name: crops.astype(np.float32)})[0]
+
+
+def _write_openvino(model: keras.Model, path: Path, crops: np.ndarray) -> None:
+    model.export(str(path), format="openvino", verbose=False)
+
+
+def _load_openvino(path: Path) -> Predictor:
+    import openvino
+
+    compiled = openvino.Core().compile_model(str(path), "CPU")
+    return lambda crops: np.array(compiled(crops.astype(np.float32))[0])
+
+
+_ONNX = ("onnx", "tf2onnx", "onnxruntime")
+FORMATS = {
+    "litert": Format("model.tflite", ("ai_edge_litert",), "litert", _write_litert, _load_litert),
+    "litert-dynamic": Format(
+        "model.tflite", ("ai_edge_litert",), "litert", _write_litert_dynamic, _load_litert
+    ),
+    "litert-int8": Format(
+        "model.tflite", ("ai_edge_litert",), "litert", _write_litert_int8, _load_litert, True
+    ),
+    "onnx": Format("model.onnx", _ONNX, "onnx", _write_onnx, _load_onnx),
+    "openvino": Format("model.xml", ("openvino",), "openvino", _write_openvino, _load_openvino),
+}

@@ -1,0 +1,114 @@
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from fmd_tf import CLASS_NAMES, export, formats
+from fmd_tf.formats import FORMATS, FormatError, compare, export_format, load_format
+from fmd_tf.input_pipeline import Crops
+from fmd_tf.model import load_model
+from tests.serving import CARD, faces
+
+CROPS = faces(64)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_classifier: Path) -> keras.Model:
+    """Loaded from its file, as the command does: such a model has never been called."""
+    return load_model(tiny_classifier)[0]
+
+
+def crops_of(images: np.ndarray, labels: np.ndarray) -> Crops:
+    number = len(images)
+    boxes = np.tile(np.array([[0, 0, 20, 20]], np.int32), (number, 1))
+    return Crops(
+        images, labels, boxes, ("a.png",) * number, np.zeros(number, np.int64), {"a.png": 0}
+    )
+
+
+# Eight bits have steps of 1/256 in the answer, and as many in each layer before it.
+@pytest.mark.parametrize(
+    ("name", "largest"),
+    [
+        ("litert", 0.01),
+        ("litert-dynamic", 0.1),
+        ("litert-int8", 0.15),
+        ("onnx", 1e-5),
+        ("openvino", 0.05),
+    ],
+)
+def test_a_written_model_answers_as_its_original(
+    name: str, largest: float, model: keras.Model, tmp_path: Path
+):
+    folder = export_format(name, model, CARD, tmp_path / "out", crops=CROPS)
+    predict = load_format(name, folder)
+    for number in (1, 5):
+        expected = model.predict(CROPS[:number].astype(np.float32), verbose=0)
+        found = predict(CROPS[:number])
+        assert found.dtype == np.float32 and found.shape == expected.shape
+        assert np.abs(found - expected).max() < largest
+    assert (folder / "class_names.txt").read_text().split() == list(CLASS_NAMES)
+    assert (folder / "README.md").read_text().startswith("# Model card")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_weights_of_fewer_bits_take_less_room(model: keras.Model, tmp_path: Path):
+    sizes = {}
+    for name in ("litert", "litert-int8"):
+        folder = export_format(name, model, CARD, tmp_path / name, crops=CROPS)
+        sizes[name] = (folder / "model.tflite").stat().st_size
+    # A kernel of 5 x 5 x 3 x 6 has 450 weights, of two bytes or one.
+    assert sizes["litert"] > sizes["litert-int8"] > 450
+
+
+def test_a_comparison_counts(model: keras.Model):
+    crops = crops_of(CROPS, model.predict(CROPS.astype(np.float32), verbose=0).argmax(axis=1))
+    same = compare(model, lambda images: model(images.astype(np.float32)).numpy(), crops)
+    assert (same.num_faces, same.same_label, same.macro_f1_loss) == (64, 1.0, 0.0)
+    wrong = compare(model, lambda images: np.tile([[1.0, 0.0, 0.0]], (len(images), 1)), crops)
+    assert wrong.same_label == np.mean(crops.labels == 0)
+    assert wrong.macro_f1 < same.macro_f1 and wrong.macro_f1_loss > 0
+
+
+def test_int8_without_crops_says_what_to_give(model: keras.Model, tmp_path: Path):
+    with pytest.raises(FormatError, match="--data-dir"):
+        export_format("litert-int8", model, CARD, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_folder_is_kept(model: keras.Model, tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").touch()
+    with pytest.raises(FormatError, match="exists already"):
+        export_format("litert", model, CARD, tmp_path / "out")
+    export_format("litert", model, CARD, tmp_path / "out", overwrite=True)
+    assert not (tmp_path / "out" / "mine").exists()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_missing_package_names_its_extra(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path):
+    def refuse(package: str) -> None:
+        raise ImportError(f"No module named {package}")
+
+    monkeypatch.setattr(formats.importlib, "import_module", refuse)
+    with pytest.raises(FormatError, match=rf"pip install -e \.\[{FORMATS[name].extra}\]"):
+        load_format(name, tmp_path)
+
+
+def test_nothing_written_is_named(tmp_path: Path):
+    with pytest.raises(FormatError, match=r"holds no model\.onnx"):
+        load_format("onnx", tmp_path)
+
+
+def test_the_command_compares_on_the_test_faces(
+    tiny_classifier: Path, sample_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    flags = ["--model", str(tiny_classifier), "--data-dir", str(sample_dir)]
+    output = ["--output", str(tmp_path / "out")]
+    assert export.main([*flags, "--format", "litert-int8", *output]) == 0
+    assert "faces beside the .keras file: same label" in capsys.readouterr().out
+    assert export.main([*flags, "--format", "litert-int8", *output]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert export.main([*flags, "--output", str(tmp_path / "saved")]) == 0
+    assert "same label 100.0%" in capsys.readouterr().out
