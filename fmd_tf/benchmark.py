@@ -1,283 +1,80 @@
-"""Measure: `python -m fmd_tf.benchmark serving --model-dir savedmodel/face_mask`.
+"""Measure on this machine: `python -m fmd_tf.benchmark serving|infer`.
 
-`serving` compares the server over HTTP with the bare session in the same run. Server, session and
-load each are a process of their own; at each number of clients the two take turns, so that other
-work on the machine meets both.
+Every figure stands beside its limit or its peer of the same run. `--output FILE` keeps the figures
+as JSON, with versions, commit, processor and load.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
-import http.client
-import io
 import json
-import multiprocessing
 import os
-import platform
-import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-import numpy as np
-from PIL import Image
+from fmd_tf.benchmark_infer import benchmark_infer, format_infer
+from fmd_tf.benchmark_serving import BenchmarkError, benchmark_serving, format_serving
+from fmd_tf.checkpoints import write_text
+from fmd_tf.model import ModelError
+from fmd_tf.provenance import provenance
+from fmd_tf.splits import SplitError
+from fmd_tf.voc import AnnotationError
 
-_ROUNDS = 10
-_WARM_SECONDS = 0.5
-
-
-class BenchmarkError(ValueError):
-    """Something cannot be measured."""
+_USER_ERRORS = (AnnotationError, BenchmarkError, ModelError, OSError, SplitError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the process' exit code."""
-    options = _parser().parse_args(argv)
+    options = vars(_parser().parse_args(argv))
+    measure: Callable[..., dict[str, Any]] = options.pop("measure")
+    describe: Callable[[dict[str, Any]], str] = options.pop("describe")
+    output: Path | None = options.pop("output")
+    load_before = os.getloadavg()
     try:
-        report = benchmark_serving(
-            options.model_dir, options.clients, options.seconds, options.image
-        )
-        if options.output:
-            options.output.write_text(json.dumps(report, indent=2) + "\n")
-    except (BenchmarkError, OSError) as error:
+        report = measure(**options)
+        report |= {**provenance(), "load_average": [list(load_before), list(os.getloadavg())]}
+        if output:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            write_text(output, json.dumps(report, indent=2) + "\n")
+    except _USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(format_serving(report))
+    load = [f"{average[0]:.1f}" for average in report["load_average"]]
+    print(
+        f"{describe(report)}\n{report['cores']} cores, {report['processor']}; load average "
+        + " to ".join(load)
+    )
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m fmd_tf.benchmark", description="Measure.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    serving = commands.add_parser("serving", help="the server beside the bare session")
-    add = serving.add_argument
+    _add_serving(commands.add_parser("serving", help="the server beside the bare session"))
+    _add_infer(commands.add_parser("infer", help="the formats of a classifier side by side"))
+    for command in commands.choices.values():
+        command.add_argument("--output", type=Path, help="write the figures as JSON")
+    return parser
+
+
+def _add_serving(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(measure=benchmark_serving, describe=format_serving)
+    add = parser.add_argument
     add("--model-dir", type=Path, default=Path("savedmodel/face_mask"), help="folder of versions")
     add("--clients", type=int, nargs="+", default=[1, 4, 16], help="how many at a time")
     add("--seconds", type=float, default=20.0, help="for each number of clients and each way")
     add("--image", type=Path, help="face crop to send (default: a drawn JPEG of 160 x 160)")
-    add("--output", type=Path, help="write the figures as JSON")
-    return parser
 
 
-def benchmark_serving(
-    model_dir: Path, clients: Sequence[int], seconds: float, image: Path | None = None
-) -> dict[str, Any]:
-    """Measure throughput and latency of the newest version.
-
-    Args:
-        model_dir: Folder of the versions.
-        clients: Numbers of clients that each wait for an answer before they ask again.
-        seconds: Time for each number of clients and each way.
-        image: File to send; None draws one.
-
-    Returns:
-        The figures by number of clients, and what they were measured on.
-
-    Raises:
-        BenchmarkError: There is no model, or a request fails.
-    """
-    encoded = image.read_bytes() if image else _draw_image()
-    version = _newest_version(model_dir)
-    load_before = os.getloadavg()
-    with (
-        _server(model_dir) as url,
-        _worker(_serve_bare, version, encoded) as bare,
-        _worker(_serve_http, url, encoded) as over_http,
-    ):
-        levels = [_measure_level(bare, over_http, number, seconds) for number in clients]
-    return {
-        "command": "serving",
-        "model": str(version),
-        "image_bytes": len(encoded),
-        "seconds": seconds,
-        "machine": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "load_average": [list(load_before), list(os.getloadavg())],
-        "levels": levels,
-    }
-
-
-def format_serving(report: dict[str, Any]) -> str:
-    """Return the figures as a table, milliseconds and requests a second."""
-    head = "clients  way      req/s     p50     p95     p99   ratio  added p50"
-    lines = [head]
-    for level in report["levels"]:
-        for way in ("session", "http"):
-            row = level[way]
-            line = f"{level['clients']:7d}  {way:7s}{row['throughput']:7.1f}"
-            line += "".join(f"{row[name]:8.1f}" for name in ("p50_ms", "p95_ms", "p99_ms"))
-            if way == "http":
-                line += f"{level['throughput_ratio']:8.3f}{level['added_p50_ms']:8.1f} ms"
-            lines.append(line)
-    load = report["load_average"]
-    lines.append(f"{report['cores']} cores; load average {load[0][0]:.1f} to {load[1][0]:.1f}")
-    return "\n".join(lines)
-
-
-def _newest_version(model_dir: Path) -> Path:
-    numbered = [path for path in model_dir.glob("*") if path.name.isdecimal()]
-    if not numbered:
-        raise BenchmarkError(f"no version in {model_dir}; write one with python -m fmd_tf.export")
-    return max(numbered, key=lambda path: int(path.name))
-
-
-def _draw_image() -> bytes:
-    coarse = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(coarse).resize((160, 160)).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
-
-
-def _measure_level(
-    bare: Connection, over_http: Connection, clients: int, seconds: float
-) -> dict[str, Any]:
-    """Let the two take turns; each turn warms up first.
-
-    The ratio is the median over the rounds: other work on the machine comes and goes.
-    """
-    latencies: dict[str, list[float]] = {"session": [], "http": []}
-    rates: dict[str, list[float]] = {"session": [], "http": []}
-    ways = [("session", bare), ("http", over_http)]
-    for turn in range(_ROUNDS):
-        for name, worker in ways if turn % 2 == 0 else reversed(ways):
-            worker.send((clients, seconds / _ROUNDS))
-            answer = worker.recv()
-            if isinstance(answer, str):
-                raise BenchmarkError(f"{name} with {clients} clients: {answer}")
-            latencies[name] += answer[0]
-            rates[name].append(len(answer[0]) / answer[1])
-    session, over = (_figures(latencies[name], rates[name]) for name, _ in ways)
-    return {
-        "clients": clients,
-        "session": session,
-        "http": over,
-        "throughput_ratio": float(np.median(np.divide(rates["http"], rates["session"]))),
-        "added_p50_ms": over["p50_ms"] - session["p50_ms"],
-    }
-
-
-def _figures(latencies: list[float], rates: list[float]) -> dict[str, float]:
-    p50, p95, p99 = np.percentile(np.array(latencies) * 1000, [50, 95, 99])
-    return {
-        "requests": len(latencies),
-        "throughput": float(np.mean(rates)),
-        "p50_ms": float(p50),
-        "p95_ms": float(p95),
-        "p99_ms": float(p99),
-    }
-
-
-@contextmanager
-def _server(model_dir: Path) -> Iterator[str]:
-    """Run the server; gives its URL."""
-    command = [sys.executable, "-m", "fmd_tf.serve", "--model-dir", str(model_dir), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            line = process.stdout.readline() if process.stdout else ""
-            if not line.startswith("Serving "):
-                raise BenchmarkError(f"{model_dir}: the server did not start; its message is above")
-            yield line.split()[1]
-        finally:
-            process.terminate()
-
-
-@contextmanager
-def _worker(target: Callable[..., None], *arguments: Any) -> Iterator[Connection]:
-    """Run a process that answers (clients, seconds) with latencies and the time taken."""
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=target, args=(there, *arguments), daemon=True)
-    process.start()
-    there.close()
-    try:
-        yield here
-    finally:
-        here.close()
-        process.join(timeout=10)
-        if process.is_alive():
-            process.kill()
-
-
-def _serve_bare(commands: Connection, version: Path, encoded: bytes) -> None:
-    """Process: call the session."""
-    from fmd_tf.servable import Servable
-
-    servable = Servable(version)
-    servable.warm_up(version)
-    signature = servable.signature("")
-    tensors = {"image_bytes": np.array([encoded], object)}
-    _answer_commands(commands, lambda: lambda: signature.run(tensors))
-
-
-def _serve_http(commands: Connection, url: str, encoded: bytes) -> None:
-    """Process: send requests; each client keeps its connection."""
-    parts = urlsplit(url)
-    path = f"{parts.path}:predict"
-    body = json.dumps({"instances": [{"b64": base64.b64encode(encoded).decode()}]}).encode()
-
-    def connect() -> Callable[[], object]:
-        connection = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=60)
-
-        def ask() -> None:
-            connection.request("POST", path, body)
-            response = connection.getresponse()
-            text = response.read()
-            if response.status != 200:
-                raise BenchmarkError(f"{response.status} {text[:200]!r}")
-
-        return ask
-
-    _answer_commands(commands, connect)
-
-
-def _answer_commands(commands: Connection, make_call: Callable[[], Callable[[], object]]) -> None:
-    """Measure until the other end is closed."""
-    while True:
-        try:
-            clients, seconds = commands.recv()
-        except EOFError:
-            return
-        try:
-            _load(make_call, clients, min(_WARM_SECONDS, seconds))
-            commands.send(_load(make_call, clients, seconds))
-        # The parent reports it; this process goes on.
-        except Exception as error:
-            commands.send(f"{type(error).__name__}: {error}")
-
-
-def _load(
-    make_call: Callable[[], Callable[[], object]], clients: int, seconds: float
-) -> tuple[list[float], float]:
-    """Call from so many threads for some seconds; return all latencies and the time taken."""
-    latencies: list[float] = []
-    errors: list[Exception] = []
-    started = time.perf_counter()
-
-    def client() -> None:
-        call = make_call()
-        try:
-            while time.perf_counter() - started < seconds:
-                before = time.perf_counter()
-                call()
-                latencies.append(time.perf_counter() - before)
-        except Exception as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=client) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
-    return latencies, time.perf_counter() - started
+def _add_infer(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(measure=benchmark_infer, describe=format_infer)
+    add = parser.add_argument
+    add("--model", dest="model_path", type=Path, required=True, help="best_model.keras")
+    add("--data-dir", type=Path, required=True, help="VOC folder")
+    add("--split-file", type=Path, help="split.json: calibrate on train, compare on test")
+    add("--rounds", type=int, default=7, help="rounds that the medians are of")
 
 
 if __name__ == "__main__":

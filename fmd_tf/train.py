@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
 
 import keras
@@ -46,6 +44,7 @@ from fmd_tf.model import (
     save_model,
 )
 from fmd_tf.phases import Recipe, train_model
+from fmd_tf.provenance import provenance
 from fmd_tf.sample_data import SAMPLE_DIR, write_sample
 from fmd_tf.splits import Split, choose_split, make_folds, save_split
 from fmd_tf.voc import Folder
@@ -307,31 +306,14 @@ def _cross_validate(config: TrainConfig, crops: Crops) -> dict:
 
 def _write_config(config: TrainConfig, folder: Folder, seconds: float) -> None:
     """Keep the settings with what else a reader needs to repeat the run."""
-    packages = ("tensorflow", "keras", "tensorflow-datasets", "numpy", "scikit-learn")
     record = {
         "settings": asdict(config),
         "data_dir": folder.data_dir,
-        "versions": {
-            "python": sys.version.split()[0],
-            **{name: version(name) for name in packages},
-        },
-        "commit": _commit(),
+        **provenance(),
         "seconds": round(seconds, 1),
     }
     path = config.results_dir / "metrics" / "config.json"
     write_text(path, json.dumps(record, indent=2, default=str))
-
-
-def _commit() -> str | None:
-    """Return the commit of the source tree, None where it is not a git checkout."""
-    try:
-        command = ["git", "describe", "--always", "--dirty"]
-        here = Path(__file__).parent
-        return (
-            subprocess.run(command, cwd=here, capture_output=True, text=True).stdout.strip() or None
-        )
-    except OSError:
-        return None
 
 
 if __name__ == "__main__":

@@ -3,8 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from fmd_tf.benchmark import format_serving, main
+from fmd_tf.benchmark import main
+from fmd_tf.benchmark_infer import format_infer
+from fmd_tf.benchmark_serving import format_serving
 from fmd_tf.export import export_saved_model
+from fmd_tf.formats import FORMATS
 from tests.serving import CARD, tiny_model
 
 
@@ -37,7 +40,7 @@ def test_the_table_shows_ratio_and_added_time() -> None:
         "throughput_ratio": 0.95,
         "added_p50_ms": 1.5,
     }
-    report = {"levels": [level], "cores": 2, "load_average": [[1.0], [2.0]]}
+    report = {"levels": [level]}
     line = format_serving(report).splitlines()[2]
     assert line.split() == ["4", "http", "38.0", "21.5", "33.0", "34.0", "0.950", "1.5", "ms"]
 
@@ -46,3 +49,27 @@ def test_no_model_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["serving", "--model-dir", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith(f"error: no version in {tmp_path}")
     assert main(["serving", "--model-dir", str(tmp_path), "--image", str(tmp_path / "x")]) == 2
+
+
+def test_infer_measures_every_format(
+    tiny_classifier: Path, sample_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model", str(tiny_classifier), "--data-dir", str(sample_dir), "--rounds", "1"]
+    assert main(["infer", *flags, "--output", str(tmp_path / "infer.json")]) == 0
+    report = json.loads((tmp_path / "infer.json").read_text())
+    assert report["rows"].keys() == {".keras", "savedmodel, variables", "savedmodel", *FORMATS}
+    for row in report["rows"].values():
+        assert row["batch_1"]["ms"] > 0 and row["batch_32"]["cpu_ms"] > 0
+        assert row["same_label"] > 0.5 and row["megabytes"] > 0
+    assert "| litert-int8 |" in capsys.readouterr().out
+
+
+def test_what_is_not_installed_says_so() -> None:
+    times = {"ms": 10.0, "cpu_ms": 20.0}
+    row = {"megabytes": 1.0, "macro_f1_loss": 0.0, "same_label": 1.0}
+    row |= {"batch_1": times, "batch_32": times}
+    report = {"rows": {"savedmodel": row, "onnx": {"missing": "pip install -e .[onnx]"}}}
+    lines = format_infer(report).splitlines()
+    # 32 faces in 10 ms are 3200 a second; its ratio to itself is 1.
+    assert lines[2] == "| savedmodel | 1.0 | 10.0 | 10 | 3200 | 20 | 1.00 | 0.000 | 100.0% |"
+    assert lines[3].startswith("| onnx | pip install -e .[onnx] |")

@@ -1,0 +1,47 @@
+"""What a figure was measured with: versions, commit and machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("tensorflow", "keras", "tensorflow-datasets", "numpy", "scikit-learn")
+
+
+def provenance() -> dict[str, Any]:
+    """Return `versions`, `commit` (None outside a git checkout), `processor` and `cores`."""
+    return {
+        "versions": {
+            "python": sys.version.split()[0],
+            **{name: version(name) for name in _PACKAGES},
+        },
+        "commit": _commit(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+    }
+
+
+def _commit() -> str | None:
+    """Return the commit of the source tree, None where it is not a git checkout."""
+    command = ["git", "describe", "--always", "--dirty"]
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
+
+
+def _processor() -> str:
+    """Return the processor's name as Linux reports it, else what Python knows."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
