@@ -1,7 +1,7 @@
-"""Measure on this machine: `python -m fmd_tf.benchmark serving|infer`.
+"""Measure on this machine: `python -m fmd_tf.benchmark serving|infer|photo`.
 
 Every figure stands beside its limit or its peer of the same run. `--output FILE` keeps the figures
-as JSON, with versions, commit, processor and load.
+as JSON, with versions, commit, processor and load; `report FILE ...` shows such files again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fmd_tf import CLASS_NAMES
 from fmd_tf.benchmark_infer import benchmark_infer, format_infer
+from fmd_tf.benchmark_photo import benchmark_photo, format_photo
 from fmd_tf.benchmark_serving import BenchmarkError, benchmark_serving, format_serving
 from fmd_tf.checkpoints import write_text
 from fmd_tf.model import ModelError
@@ -22,31 +24,51 @@ from fmd_tf.provenance import provenance
 from fmd_tf.splits import SplitError
 from fmd_tf.voc import AnnotationError
 
+Measure = Callable[..., dict[str, Any]]
+_FORMATS = {"serving": format_serving, "infer": format_infer, "photo": format_photo}
 _USER_ERRORS = (AnnotationError, BenchmarkError, ModelError, OSError, SplitError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the process' exit code."""
     options = vars(_parser().parse_args(argv))
-    measure: Callable[..., dict[str, Any]] = options.pop("measure")
-    describe: Callable[[dict[str, Any]], str] = options.pop("describe")
-    output: Path | None = options.pop("output")
-    load_before = os.getloadavg()
+    run: Callable[..., None] = options.pop("run")
     try:
-        report = measure(**options)
-        report |= {**provenance(), "load_average": [list(load_before), list(os.getloadavg())]}
-        if output:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            write_text(output, json.dumps(report, indent=2) + "\n")
+        run(**options)
     except _USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    load = [f"{average[0]:.1f}" for average in report["load_average"]]
-    print(
-        f"{describe(report)}\n{report['cores']} cores, {report['processor']}; load average "
-        + " to ".join(load)
-    )
     return 0
+
+
+def _measure(measure: Measure, output: Path | None, **options: Any) -> None:
+    """Measure, keep and show."""
+    load_before = os.getloadavg()
+    figures = measure(**options)
+    figures |= {**provenance(), "load_average": [list(load_before), list(os.getloadavg())]}
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_text(output, json.dumps(figures, indent=2) + "\n")
+    print(format_report(figures))
+
+
+def _report(files: Sequence[Path]) -> None:
+    """Show what was kept."""
+    for path in files:
+        try:
+            print(f"{format_report(json.loads(path.read_text()))}\n")
+        except (KeyError, TypeError, ValueError) as error:
+            raise BenchmarkError(f"{path} holds no figures of this command ({error!r})") from error
+
+
+def format_report(figures: dict[str, Any]) -> str:
+    """Return the figures of a command as Markdown, and below what they were measured with."""
+    cores, load = figures["cores"], [f"{each[0]:.1f}" for each in figures["load_average"]]
+    return (
+        f"{_FORMATS[figures['command']](figures)}\n\n{cores} cores of {figures['processor']}, "
+        f"TensorFlow {figures['versions']['tensorflow']}, commit {figures['commit']}; load average "
+        f"{' to '.join(load)}."
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,13 +76,17 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_serving(commands.add_parser("serving", help="the server beside the bare session"))
     _add_infer(commands.add_parser("infer", help="the formats of a classifier side by side"))
+    _add_photo(commands.add_parser("photo", help="from a photo to labelled faces"))
     for command in commands.choices.values():
         command.add_argument("--output", type=Path, help="write the figures as JSON")
+    report = commands.add_parser("report", help="show files of figures again")
+    report.set_defaults(run=_report)
+    report.add_argument("files", type=Path, nargs="+", help="written by --output")
     return parser
 
 
 def _add_serving(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(measure=benchmark_serving, describe=format_serving)
+    parser.set_defaults(run=_measure, measure=benchmark_serving)
     add = parser.add_argument
     add("--model-dir", type=Path, default=Path("savedmodel/face_mask"), help="folder of versions")
     add("--clients", type=int, nargs="+", default=[1, 4, 16], help="how many at a time")
@@ -69,12 +95,21 @@ def _add_serving(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_infer(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(measure=benchmark_infer, describe=format_infer)
+    parser.set_defaults(run=_measure, measure=benchmark_infer)
     add = parser.add_argument
     add("--model", dest="model_path", type=Path, required=True, help="best_model.keras")
     add("--data-dir", type=Path, required=True, help="VOC folder")
     add("--split-file", type=Path, help="split.json: calibrate on train, compare on test")
     add("--rounds", type=int, default=7, help="rounds that the medians are of")
+
+
+def _add_photo(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_measure, measure=benchmark_photo)
+    add = parser.add_argument
+    add("--model-dir", type=Path, default=Path("savedmodel/face_mask"), help="folder of versions")
+    add("--data-dir", type=Path, required=True, help="VOC folder that photos are taken from")
+    add("--class-names", nargs="+", default=list(CLASS_NAMES), help="names of the classes")
+    add("--rounds", type=int, default=30, help="calls of each kind of photo")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def benchmark_serving(
         BenchmarkError: There is no model, or a request fails.
     """
     encoded = image.read_bytes() if image else _draw_image()
-    version = _newest_version(model_dir)
+    version = newest_version(model_dir)
     with (
         _server(model_dir) as url,
         _worker(_serve_bare, version, encoded) as bare,
@@ -68,21 +68,29 @@ def benchmark_serving(
 
 
 def format_serving(report: dict[str, Any]) -> str:
-    """Return the figures as a table, milliseconds and requests a second."""
-    head = "clients  way      req/s     p50     p95     p99   ratio  added p50"
-    lines = [head]
+    """Return the figures as a Markdown table, milliseconds and requests a second."""
+    lines = [
+        "| clients | session requests/s | HTTP requests/s | ratio | p50 session / HTTP "
+        "| HTTP p95 / p99 |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for level in report["levels"]:
-        for way in ("session", "http"):
-            row = level[way]
-            line = f"{level['clients']:7d}  {way:7s}{row['throughput']:7.1f}"
-            line += "".join(f"{row[name]:8.1f}" for name in ("p50_ms", "p95_ms", "p99_ms"))
-            if way == "http":
-                line += f"{level['throughput_ratio']:8.3f}{level['added_p50_ms']:8.1f} ms"
-            lines.append(line)
+        session, over_http = level["session"], level["http"]
+        lines.append(
+            f"| {level['clients']} | {session['throughput']:.1f} | {over_http['throughput']:.1f} "
+            f"| {level['throughput_ratio']:.3f} | {session['p50_ms']:.1f} / "
+            f"{over_http['p50_ms']:.1f} ({level['added_p50_ms']:+.1f}) "
+            f"| {over_http['p95_ms']:.1f} / {over_http['p99_ms']:.1f} |"
+        )
     return "\n".join(lines)
 
 
-def _newest_version(model_dir: Path) -> Path:
+def newest_version(model_dir: Path) -> Path:
+    """Return the folder of the highest version.
+
+    Raises:
+        BenchmarkError: There is none.
+    """
     numbered = [path for path in model_dir.glob("*") if path.name.isdecimal()]
     if not numbered:
         raise BenchmarkError(f"no version in {model_dir}; write one with python -m fmd_tf.export")

@@ -6,8 +6,10 @@ import pytest
 from fmd_tf.benchmark import main
 from fmd_tf.benchmark_infer import format_infer
 from fmd_tf.benchmark_serving import format_serving
+from fmd_tf.detector import DetectorCard, build_detector
 from fmd_tf.export import export_saved_model
 from fmd_tf.formats import FORMATS
+from tests.conftest import add_photo
 from tests.serving import CARD, tiny_model
 
 
@@ -26,8 +28,11 @@ def test_serving_measures_both_ways(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert level["throughput_ratio"] > 0
         added = level["http"]["p50_ms"] - level["session"]["p50_ms"]
         assert level["added_p50_ms"] == pytest.approx(added)
-    # A heading, two lines for each number of clients, and the machine.
-    assert len(capsys.readouterr().out.splitlines()) == 6
+    shown = capsys.readouterr().out
+    # Two lines of heading, a line for each number of clients, an empty one, and the machine.
+    assert len(shown.splitlines()) == 6
+    assert main(["report", str(output)]) == 0
+    assert capsys.readouterr().out.strip() == shown.strip()
 
 
 def test_the_table_shows_ratio_and_added_time() -> None:
@@ -42,13 +47,23 @@ def test_the_table_shows_ratio_and_added_time() -> None:
     }
     report = {"levels": [level]}
     line = format_serving(report).splitlines()[2]
-    assert line.split() == ["4", "http", "38.0", "21.5", "33.0", "34.0", "0.950", "1.5", "ms"]
+    assert line == "| 4 | 40.0 | 38.0 | 0.950 | 20.0 / 21.5 (+1.5) | 33.0 / 34.0 |"
 
 
 def test_no_model_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serving", "--model-dir", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith(f"error: no version in {tmp_path}")
     assert main(["serving", "--model-dir", str(tmp_path), "--image", str(tmp_path / "x")]) == 2
+
+
+def test_a_report_of_something_else_is_one_clear_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for text in ("{}", "[]", "not JSON", '{"command": "other"}'):
+        (tmp_path / "x.json").write_text(text)
+        assert main(["report", str(tmp_path / "x.json")]) == 2
+        assert "holds no figures of this command" in capsys.readouterr().err
+    assert main(["report", str(tmp_path / "missing.json")]) == 2
 
 
 def test_infer_measures_every_format(
@@ -73,3 +88,28 @@ def test_what_is_not_installed_says_so() -> None:
     # 32 faces in 10 ms are 3200 a second; its ratio to itself is 1.
     assert lines[2] == "| savedmodel | 1.0 | 10.0 | 10 | 3200 | 20 | 1.00 | 0.000 | 100.0% |"
     assert lines[3].startswith("| onnx | pip install -e .[onnx] |")
+
+
+def test_photo_measures_sizes_and_crowds(tmp_path: Path) -> None:
+    detector = (build_detector("none"), DetectorCard(96))
+    export_saved_model(tiny_model(), CARD, tmp_path / "face_mask", detector=detector)
+    for name in ("images", "annotations"):
+        (tmp_path / "voc" / name).mkdir(parents=True)
+    for stem, number in (("a", 2), ("b", 12)):
+        add_photo(tmp_path / "voc", stem, [("with_mask", (1, 1, 9, 9))] * number)
+    flags = ["--model-dir", str(tmp_path / "face_mask"), "--data-dir", str(tmp_path / "voc")]
+    output = tmp_path / "photo.json"
+    assert main(["photo", *flags, "--rounds", "1", "--output", str(output)]) == 0
+    rows = json.loads(output.read_text())["rows"]
+    assert [(row["width"], row["crowd"]) for row in rows] == [
+        (640, "few"), (640, "many"), (1920, "few"), (1920, "many")
+    ]  # fmt: skip
+    assert all(0 < row["decode_p50_ms"] < row["p95_ms"] for row in rows)
+
+
+def test_photo_needs_a_detector(
+    tiny_export: Path, sample_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model-dir", str(tiny_export), "--data-dir", str(sample_dir)]
+    assert main(["photo", *flags]) == 2
+    assert "export it with --detector" in capsys.readouterr().err
