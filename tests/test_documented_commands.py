@@ -35,6 +35,9 @@ SHORT = "--weights none --epochs 1 --seed 0"
 SHORTER = {
     "train": f"{SHORT} --model-name mobilenet --image-size 32 --checkpoint-dir runs/classifier "
     "--results-dir runs/results --export-dir runs/export --overwrite",
+    "benchmark serving": "--seconds 0.3 --clients 1",
+    "benchmark infer": "--rounds 1",
+    "benchmark photo": "--rounds 1",
     "train_detector": f"{SHORT} --image-size 96 --view-size 64 --checkpoint-dir runs/detector "
     "--results-dir runs/results --overwrite",
 }
@@ -141,8 +144,8 @@ def test_a_command_runs(command: str, workspace: Path, url: str):
         assert json.loads(done.stdout).keys() & {"model_version_status", "predictions", "outputs"}
     elif words[2] != "fmd_tf.serve":  # That one runs already.
         name = words[2].removeprefix("fmd_tf.")
-        arguments = [*words[3:], *SHORTER.get(name, "").split()]
-        assert importlib.import_module(words[2]).main(arguments) == 0
+        shorter = SHORTER.get(name) or SHORTER.get(f"{name} {words[3]}", "")
+        assert importlib.import_module(words[2]).main([*words[3:], *shorter.split()]) == 0
 
 
 @pytest.mark.parametrize(("page", "code"), _blocks("python"))
