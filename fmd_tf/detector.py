@@ -88,20 +88,6 @@ def build_detector(weights: str = "imagenet") -> keras.Model:
     return keras.Model(photo, output, name="detector")
 
 
-def freeze_first_layers(model: keras.Model) -> None:
-    """Leave the backbone's layers up to the finest feature as they are; recompile afterwards.
-
-    Their edges and colours need no training, and at their resolution a step without their
-    gradients takes three quarters of the time.
-
-    Args:
-        model: From `build_detector`.
-    """
-    backbone = model.get_layer("backbone")
-    for layer in backbone.layers[: backbone.layers.index(backbone.get_layer(_FEATURES[0]))]:
-        layer.trainable = False
-
-
 def _convolve(x: keras.KerasTensor, channels: int, size: int, name: str) -> keras.KerasTensor:
     """Convolve, normalise each photo by itself, and cut off below zero.
 
