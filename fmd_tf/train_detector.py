@@ -134,13 +134,8 @@ def _train(
     if state and state.done:
         return
     keras.utils.set_random_seed(config.seed)
-    saved = _build(config)
+    saved, model = _build_twins(config)
     require_space(saved, config.checkpoint_dir)
-    policy = precision_policy(config.mixed_precision)
-    with dtype_policy(policy):
-        model = saved if policy == "float32" else _build(config)
-    model.set_weights(saved.get_weights())
-    print(f"Training at {config.image_size} px, {policy} after the backbone", flush=True)
     train = [annotation for annotation in train if annotation.faces]
     steps = steps_per_epoch(views_per_epoch(train), config.batch_size)
     _compile(model, config, steps)
@@ -191,6 +186,18 @@ def _callbacks(
         keras.callbacks.TensorBoard(str(run.path / "tensorboard"), write_graph=False),
         SaveState(run, "detector", config.epochs, {"best_model": best}, state),
     ]
+
+
+def _build_twins(config: DetectorConfig) -> tuple[keras.Model, keras.Model]:
+    """Build the detector that is saved, in float32, and the one that is trained: often the same."""
+    saved = model = _build(config)
+    policy = precision_policy(config.mixed_precision)
+    if policy != "float32":
+        with dtype_policy(policy):
+            model = _build(config)
+        model.set_weights(saved.get_weights())
+    print(f"Training at {config.image_size} px, {policy} after the backbone", flush=True)
+    return saved, model
 
 
 def _build(config: DetectorConfig) -> keras.Model:
