@@ -1,4 +1,4 @@
-"""Measure on this machine: `python -m fmd_tf.benchmark serving|infer|photo`.
+"""Measure on this machine: `python -m fmd_tf.benchmark serving|input|train|infer|photo`.
 
 Every figure stands beside its limit or its peer of the same run. `--output FILE` keeps the figures
 as JSON, with versions, commit, processor and load; `report FILE ...` shows such files again.
@@ -16,16 +16,24 @@ from typing import Any
 
 from fmd_tf import CLASS_NAMES
 from fmd_tf.benchmark_infer import benchmark_infer, format_infer
+from fmd_tf.benchmark_input import benchmark_input, format_input
 from fmd_tf.benchmark_photo import benchmark_photo, format_photo
 from fmd_tf.benchmark_serving import BenchmarkError, benchmark_serving, format_serving
+from fmd_tf.benchmark_train import benchmark_train, format_train
 from fmd_tf.checkpoints import write_text
-from fmd_tf.model import ModelError
+from fmd_tf.model import MODEL_NAMES, ModelError
 from fmd_tf.provenance import provenance
 from fmd_tf.splits import SplitError
 from fmd_tf.voc import AnnotationError
 
 Measure = Callable[..., dict[str, Any]]
-_FORMATS = {"serving": format_serving, "infer": format_infer, "photo": format_photo}
+_FORMATS = {
+    "serving": format_serving,
+    "input": format_input,
+    "train": format_train,
+    "infer": format_infer,
+    "photo": format_photo,
+}
 _USER_ERRORS = (AnnotationError, BenchmarkError, ModelError, OSError, SplitError)
 
 
@@ -75,6 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m fmd_tf.benchmark", description="Measure.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_serving(commands.add_parser("serving", help="the server beside the bare session"))
+    _add_input(commands.add_parser("input", help="photos to crops to batches"))
+    _add_train(commands.add_parser("train", help="a step of fine-tuning, and the input's share"))
     _add_infer(commands.add_parser("infer", help="the formats of a classifier side by side"))
     _add_photo(commands.add_parser("photo", help="from a photo to labelled faces"))
     for command in commands.choices.values():
@@ -92,6 +102,28 @@ def _add_serving(parser: argparse.ArgumentParser) -> None:
     add("--clients", type=int, nargs="+", default=[1, 4, 16], help="how many at a time")
     add("--seconds", type=float, default=20.0, help="for each number of clients and each way")
     add("--image", type=Path, help="face crop to send (default: a drawn JPEG of 160 x 160)")
+
+
+def _add_input(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_measure, measure=benchmark_input)
+    _add_crops(parser)
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_measure, measure=benchmark_train)
+    _add_crops(parser)
+    add = parser.add_argument
+    add("--model-name", choices=MODEL_NAMES, default="resnet50", help="backbone")
+    add("--steps", type=int, default=10, help="steps of a turn")
+
+
+def _add_crops(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--data-dir", type=Path, required=True, help="VOC folder")
+    add("--class-names", nargs="+", default=list(CLASS_NAMES), help="names of the classes")
+    add("--image-size", type=int, default=112, help="side of the crops in pixels")
+    add("--batch-size", type=int, default=32, help="faces a step")
+    add("--rounds", type=int, default=5, help="rounds that the medians are of")
 
 
 def _add_infer(parser: argparse.ArgumentParser) -> None:

@@ -66,6 +66,31 @@ def test_a_report_of_something_else_is_one_clear_line(
     assert main(["report", str(tmp_path / "missing.json")]) == 2
 
 
+def test_input_stands_beside_its_limits(sample_dir: Path, tmp_path: Path) -> None:
+    output = tmp_path / "input.json"
+    flags = ["--data-dir", str(sample_dir), "--image-size", "32", "--rounds", "1"]
+    assert main(["input", *flags, "--output", str(output)]) == 0
+    report = json.loads(output.read_text())
+    rates = {row["way"]: row["crops_per_second"] for row in report["rows"]}
+    assert min(rates.values()) > 0
+    for row in report["rows"]:
+        if row["beside"]:
+            expected = rates[row["way"]] / rates[row["beside"]]
+            assert row["ratio"] == pytest.approx(expected)
+    assert {row["way"] for row in report["rows"] if not row["beside"]} == {"decoding", "NumPy copy"}
+
+
+def test_train_tells_the_inputs_share(sample_dir: Path, tmp_path: Path) -> None:
+    output = tmp_path / "train.json"
+    flags = ["--data-dir", str(sample_dir), "--image-size", "32", "--rounds", "1", "--steps", "3"]
+    model = ["--model-name", "mobilenet", "--batch-size", "4"]
+    assert main(["train", *flags, *model, "--output", str(output)]) == 0
+    report = json.loads(output.read_text())
+    share = 1 - report["memory_step_ms"] / report["step_ms"]
+    assert report["input_share"] == pytest.approx(share)
+    assert report["faces_per_second"] == pytest.approx(4000 / report["step_ms"])
+
+
 def test_infer_measures_every_format(
     tiny_classifier: Path, sample_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

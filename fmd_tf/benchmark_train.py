@@ -1,0 +1,143 @@
+"""Time an epoch of fine-tuning, and say how much of it is waiting for the input.
+
+The limit is the same steps on one batch that is in memory already: what an epoch takes longer
+than that is the input's share.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from fmd_tf import CLASS_NAMES
+from fmd_tf.augment import build_augmentation
+from fmd_tf.devices import precision_policy
+from fmd_tf.face_mask_dataset import load_photos
+from fmd_tf.input_pipeline import load_crops, train_dataset
+from fmd_tf.model import (
+    build_model,
+    dtype_policy,
+    freeze_batch_norm,
+    is_depthwise,
+    logits_model,
+)
+
+_BALANCE = 0.5
+
+
+def benchmark_train(
+    data_dir: Path,
+    model_name: str = "resnet50",
+    image_size: int = 112,
+    batch_size: int = 32,
+    steps: int = 10,
+    rounds: int = 5,
+    class_names: Sequence[str] = CLASS_NAMES,
+) -> dict[str, Any]:
+    """Measure steps of fine-tuning on the pipeline's batches and on one batch in memory, in turns.
+
+    Weights are random: they cost the same.
+
+    Args:
+        data_dir: VOC folder.
+        model_name: Backbone.
+        image_size: Side of the crops in pixels.
+        batch_size: Faces a step.
+        steps: Steps of a turn.
+        rounds: Turns of each that the medians are of.
+        class_names: Names of the classes in the folder.
+
+    Returns:
+        JSON-like: milliseconds a step of both, and the input's share of the first.
+
+    Raises:
+        AnnotationError: Something in the folder is invalid.
+    """
+    photos, _ = load_photos(data_dir, class_names)
+    crops = load_crops(photos, image_size)
+    policy = precision_policy("auto", is_depthwise(model_name))
+    model = _compiled(model_name, image_size, len(class_names), policy)
+    batches = train_dataset(
+        crops.images, crops.labels, len(class_names), batch_size, seed=0, balance=_BALANCE
+    )
+    in_memory = batches.take(1).cache().repeat()
+    milliseconds: dict[str, list[float]] = {"pipeline": [], "memory": []}
+    for turn in range(1 + rounds):
+        for name, data in (("pipeline", batches), ("memory", in_memory)):
+            spent = _time(model, data, steps)
+            if turn:
+                milliseconds[name].append(spent)
+    pipeline, memory = (median(values) for values in milliseconds.values())
+    return {
+        "command": "train",
+        "model_name": model_name,
+        "image_size": image_size,
+        "batch_size": batch_size,
+        "policy": policy,
+        "steps": steps,
+        "rounds": rounds,
+        "step_ms": pipeline,
+        "memory_step_ms": memory,
+        "input_share": 1 - memory / pipeline,
+        "faces_per_second": 1000 * batch_size / pipeline,
+    }
+
+
+def _compiled(model_name: str, image_size: int, num_classes: int, policy: str) -> keras.Model:
+    """Build what fine-tuning trains: the augmentation and the model up to its logits."""
+    with dtype_policy(policy):
+        model = build_model(model_name, image_size, num_classes, "none")
+        freeze_batch_norm(model)
+        augmented = keras.Sequential(
+            [
+                keras.Input((image_size, image_size, 3)),
+                build_augmentation(image_size, seed=0),
+                logits_model(model),
+            ]
+        )
+    augmented.compile(
+        optimizer=keras.optimizers.AdamW(1e-5),
+        loss=keras.losses.CategoricalCrossentropy(from_logits=True),
+    )
+    return augmented
+
+
+def _time(model: keras.Model, data: tf.data.Dataset, steps: int) -> float:
+    """Return the median milliseconds from the end of a step to the end of the next."""
+    clock = _Clock()
+    model.fit(data, steps_per_epoch=steps, callbacks=[clock], verbose=0, shuffle=False)
+    # The first step waits for the input to start, which an epoch does once.
+    return float(1000 * np.median(np.diff(clock.ends)))
+
+
+class _Clock(keras.callbacks.Callback):
+    """Note when each step ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends: list[float] = []
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self.ends.append(time.perf_counter())
+
+
+def format_train(report: dict[str, Any]) -> str:
+    """Return the figures as a Markdown table."""
+    return "\n".join(
+        [
+            f"{report['model_name']} at {report['image_size']} px, {report['policy']}, "
+            f"{report['batch_size']} faces a step:",
+            "",
+            "| ms a step | on a batch in memory | input's share | faces/s |",
+            "| --- | --- | --- | --- |",
+            f"| {report['step_ms']:.0f} | {report['memory_step_ms']:.0f} "
+            f"| {report['input_share']:.1%} | {report['faces_per_second']:.0f} |",
+        ]
+    )
