@@ -88,6 +88,9 @@ class TrainConfig(RunConfig):
         "resnet50", "backbone", choices=("resnet50", "efficientnet", "mobilenet")
     )
     weights: str = _setting(IMAGENET, "imagenet, none, or a .weights.h5 file of the backbone")
+    distill: Path | None = _setting(
+        None, "teacher, a best_model.keras of the same split, whose answers are learnt"
+    )
     image_size: int = _setting(224, "side of the crops in pixels")
     epochs: int = _setting(20, "epochs of fine-tuning at the most")
     head_epochs: int = _setting(10, "epochs of the head on frozen features at the most")
@@ -129,6 +132,8 @@ class TrainConfig(RunConfig):
         self._require("folds", self.folds == 0 or self.folds >= 2, "0 or at least 2")
         if self.folds and self.split_file:
             raise ConfigError("--folds makes its own splits; leave out --split-file")
+        if self.folds and self.distill:
+            raise ConfigError("--distill: a teacher has one split; leave out --folds")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ import tensorflow as tf
 from fmd_tf import input_pipeline
 from fmd_tf.augment import build_augmentation
 from fmd_tf.checkpoints import MONITOR, BestModel, RunFolder, SaveState, TrainingState
+from fmd_tf.distill import DistilledModel, Teacher
 from fmd_tf.input_pipeline import Crops
 from fmd_tf.model import features_model, freeze_batch_norm, head_model, logits_model
 
@@ -44,6 +45,19 @@ class Recipe:
     seed: int
 
 
+@dataclass(frozen=True)
+class Teaching:
+    """What a student learns besides the labels.
+
+    Attributes:
+        teacher: The teacher.
+        images: uint8 [num_faces, size, size, 3], the training faces at the teacher's size.
+    """
+
+    teacher: Teacher
+    images: np.ndarray
+
+
 def train_model(
     model: keras.Model,
     train: Crops,
@@ -51,6 +65,7 @@ def train_model(
     recipe: Recipe,
     run: RunFolder,
     save_best: SaveBest,
+    teaching: Teaching | None = None,
 ) -> None:
     """Train the model in place, going on from the run's last saved epoch.
 
@@ -62,6 +77,7 @@ def train_model(
         run: Opened folder of the run; receives state, log and history.
         save_best: Called with phase, epoch and figures when validation macro-F1 is the best
             so far; the model then holds the weights to keep.
+        teaching: What fine-tuning learns besides the labels.
     """
     state = run.latest()
     run.history = list(state.history) if state else []
@@ -77,7 +93,7 @@ def train_model(
             head.load_weights(state.weights)
             # As Keras does when training ends: on goes the average.
             head.optimizer.finalize_variable_values(head.trainable_variables)
-    _fine_tune(model, train, val, recipe, run, save_best)
+    _fine_tune(model, train, val, recipe, run, save_best, teaching)
 
 
 def _fine_tune(
@@ -87,6 +103,7 @@ def _fine_tune(
     recipe: Recipe,
     run: RunFolder,
     save_best: SaveBest,
+    teaching: Teaching | None,
 ) -> None:
     """Train all weights but those of batch norm, on augmented crops."""
     state = run.latest()
@@ -94,25 +111,30 @@ def _fine_tune(
         return
     if recipe.head_epochs:
         freeze_batch_norm(model)
-    image_size = train.images.shape[1]
-    augmented = keras.Sequential(
-        [
-            keras.Input((image_size, image_size, 3)),
-            build_augmentation(image_size, recipe.seed),
-            logits_model(model),
-        ]
-    )
+    images = teaching.images if teaching else train.images
+    augmented = _augmented(model, images.shape[1], recipe.seed, teaching)
     _compile(augmented, recipe, recipe.lr, recipe.epochs, len(train))
     _fit(
         augmented,
         FINE_TUNE,
-        (train.images, train.labels),
+        (images, train.labels),
         (val.images, val.labels),
         recipe,
         recipe.epochs,
         run,
         save_best,
     )
+
+
+def _augmented(
+    model: keras.Model, image_size: int, seed: int, teaching: Teaching | None
+) -> keras.Model:
+    """Put the augmentation before the model, and its teacher beside it."""
+    augmentation = build_augmentation(image_size, seed)
+    if teaching:
+        return DistilledModel(logits_model(model), augmentation, teaching.teacher)
+    image = keras.Input((image_size, image_size, 3))
+    return keras.Sequential([image, augmentation, logits_model(model)])
 
 
 def _features(model: keras.Model, images: np.ndarray, batch_size: int) -> np.ndarray:

@@ -27,6 +27,7 @@ from fmd_tf.checkpoints import (
 from fmd_tf.command import run_training
 from fmd_tf.config import IMAGENET, NO_WEIGHTS, ConfigError, TrainConfig
 from fmd_tf.devices import make_strategy, precision_policy, select_device
+from fmd_tf.distill import load_teacher
 from fmd_tf.download import find_data
 from fmd_tf.evaluate import predict_probabilities, write_problems, write_report
 from fmd_tf.export import export_saved_model
@@ -43,7 +44,7 @@ from fmd_tf.model import (
     logits_model,
     save_model,
 )
-from fmd_tf.phases import Recipe, train_model
+from fmd_tf.phases import Recipe, Teaching, train_model
 from fmd_tf.provenance import provenance
 from fmd_tf.sample_data import SAMPLE_DIR, write_sample
 from fmd_tf.splits import Split, choose_split, make_folds, save_split
@@ -115,9 +116,8 @@ def _resolve_weights(config: TrainConfig) -> TrainConfig:
 
 def _load_data(config: TrainConfig) -> tuple[Crops, Folder]:
     """Read the annotations and cut all faces."""
-    data_dir = write_sample(SAMPLE_DIR) if config.sample else find_data(config.data_dir)
-    photos, folder = load_photos(data_dir, config.class_names, skip_invalid=config.skip_invalid)
-    crops = load_crops(photos, config.image_size, config.padding, config.square)
+    crops, folder = _cut(config, config.image_size)
+    data_dir = folder.data_dir
     if not len(crops.at_least(config.min_face_size)):
         raise ConfigError(f"{data_dir} holds no faces of at least {config.min_face_size} pixels")
     counts = Counter(config.class_names[label] for label in crops.labels)
@@ -128,6 +128,12 @@ def _load_data(config: TrainConfig) -> tuple[Crops, Folder]:
     )
     write_problems(folder, config.results_dir)
     return crops, folder
+
+
+def _cut(config: TrainConfig, image_size: int) -> tuple[Crops, Folder]:
+    data_dir = write_sample(SAMPLE_DIR) if config.sample else find_data(config.data_dir)
+    photos, folder = load_photos(data_dir, config.class_names, skip_invalid=config.skip_invalid)
+    return load_crops(photos, image_size, config.padding, config.square), folder
 
 
 def _labels_by_photo(crops: Crops) -> dict[str, list[int]]:
@@ -142,6 +148,7 @@ def _train(
     config: TrainConfig, crops: Crops, split: Split, checkpoint_dir: Path, split_name: str
 ) -> RunFolder:
     """Train one model, or go on with it, up to its best checkpoint."""
+    teaching = _teaching(config, crops, split)
     run = RunFolder(checkpoint_dir)
     run.open(_identity(config, crops, split), config.overwrite)
     # Only now: a run that is refused must leave the results of the one before as they are.
@@ -159,10 +166,30 @@ def _train(
         with dtype_policy(policy):
             trained = model if policy == "float32" else _build(config)
             trained.set_weights(model.get_weights())
-            save_best = _saver(config, model, trained, run)
-            train_model(trained, train, val, _recipe(config), run, save_best)
+            save_best = _saver(config, model, trained, split, run)
+            train_model(trained, train, val, _recipe(config), run, save_best, teaching)
     _calibrate_once(config, val, run)
     return run
+
+
+def _teaching(config: TrainConfig, crops: Crops, split: Split) -> Teaching | None:
+    """Load the teacher, and cut the training faces as it wants them."""
+    if config.distill is None:
+        return None
+    teacher = load_teacher(
+        config.distill,
+        config.class_names,
+        config.padding,
+        config.square,
+        _digest(split),
+        config.mixed_precision,
+    )
+    larger = _cut(config, teacher.image_size)[0].at_least(config.min_face_size)
+    return Teaching(teacher, larger.select(split.train).images)
+
+
+def _digest(split: Split) -> str:
+    return hashlib.sha256(json.dumps(asdict(split)).encode()).hexdigest()[:16]
 
 
 def _calibrate_once(config: TrainConfig, val: Crops, run: RunFolder) -> None:
@@ -189,7 +216,7 @@ def _build(config: TrainConfig) -> keras.Model:
 
 
 def _saver(
-    config: TrainConfig, model: keras.Model, trained: keras.Model, run: RunFolder
+    config: TrainConfig, model: keras.Model, trained: keras.Model, split: Split, run: RunFolder
 ) -> Callable[[str, int, Mapping[str, float]], None]:
     """Return the function that keeps the best weights, in float32 whatever trained them."""
 
@@ -203,7 +230,13 @@ def _saver(
             padding=config.padding,
             square=config.square,
             model_name=config.model_name,
-            training={"phase": phase, "epoch": epoch, "seed": config.seed, **figures},
+            training={
+                "phase": phase,
+                "epoch": epoch,
+                "seed": config.seed,
+                "split": _digest(split),
+                **figures,
+            },
         )
         save_model(model, card, run.best_model)
 
@@ -238,6 +271,8 @@ def _identity(config: TrainConfig, crops: Crops, split: Split) -> dict:
     digest = hashlib.sha256(crops.images.tobytes())
     digest.update(crops.labels.tobytes())
     digest.update(json.dumps(asdict(split)).encode())
+    if config.distill:
+        digest.update(config.distill.read_bytes())
     return {**settings, "data": digest.hexdigest()[:16]}
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from fmd_tf.checkpoints import RunFolder
+from fmd_tf.distill import Teacher
 from fmd_tf.input_pipeline import Crops
 from fmd_tf.model import build_model, dtype_policy
-from fmd_tf.phases import FINE_TUNE, HEAD, Recipe, _Average, train_model
+from fmd_tf.phases import FINE_TUNE, HEAD, Recipe, Teaching, _Average, train_model
 
 RECIPE = Recipe(
     num_classes=3,
@@ -55,7 +56,9 @@ class _KilledRun(RunFolder):
             raise _KilledError
 
 
-def _train(path: Path, weights: str, killed_after: int = 0) -> tuple[list[dict], list, keras.Model]:
+def _train(
+    path: Path, weights: str, killed_after: int = 0, teaching: Teaching | None = None
+) -> tuple[list[dict], list, keras.Model]:
     run = _KilledRun(path)
     run.left = killed_after
     run.open({})
@@ -69,6 +72,7 @@ def _train(path: Path, weights: str, killed_after: int = 0) -> tuple[list[dict],
         RECIPE,
         run,
         lambda phase, epoch, logs: best.append((phase, epoch)),
+        teaching,
     )
     return run.history, best, model
 
@@ -103,12 +107,29 @@ def test_a_killed_run_ends_like_an_undisturbed_one(
     """Killed within the head phase, between the phases, and while fine-tuning."""
     with pytest.raises(_KilledError):
         _train(tmp_path, weights, killed_after)
-    history, _, model = _train(tmp_path, weights)
-    expected, _, expected_model = undisturbed
-    for record, other in zip(history, expected, strict=True):
-        assert {**record, "seconds": 0} == pytest.approx({**other, "seconds": 0}, abs=1e-5)
-    for left, right in zip(model.get_weights(), expected_model.get_weights(), strict=True):
+    _require_same(_train(tmp_path, weights), undisturbed)
+
+
+def _require_same(run: tuple, other: tuple) -> None:
+    for record, expected in zip(run[0], other[0], strict=True):
+        assert {**record, "seconds": 0} == pytest.approx({**expected, "seconds": 0}, abs=1e-5)
+    for left, right in zip(run[2].get_weights(), other[2].get_weights(), strict=True):
         np.testing.assert_allclose(left, right, atol=1e-5)
+
+
+def test_a_killed_student_ends_like_an_undisturbed_one(weights: str, tmp_path: Path):
+    """Its teacher says that dark crops are of the first class; killed while fine-tuning."""
+
+    def teach(images):
+        dark = 100.0 - keras.ops.mean(images, axis=(1, 2, 3))
+        return keras.ops.stack([dark, -dark, 0.0 * dark], axis=-1) / 10.0
+
+    larger = np.repeat(np.repeat(_crops(24, 0).images, 2, axis=1), 2, axis=2)
+    teaching = Teaching(Teacher(teach, 64), larger)
+    undisturbed = _train(tmp_path / "undisturbed", weights, teaching=teaching)
+    with pytest.raises(_KilledError):
+        _train(tmp_path / "killed", weights, killed_after=4, teaching=teaching)
+    _require_same(_train(tmp_path / "killed", weights, teaching=teaching), undisturbed)
 
 
 def test_a_finished_run_does_not_train_again(weights: str, tmp_path: Path):

@@ -1,0 +1,146 @@
+"""Train a small classifier to answer as a large one does: knowledge distillation.
+
+Student and teacher see the same augmented view, each at its own size, for as long as training
+lasts (Hinton et al. 2015, arXiv:1503.02531; Beyer et al. 2022, "Knowledge distillation: A good
+teacher is patient and consistent", arXiv:2106.05237).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from fmd_tf.devices import precision_policy
+from fmd_tf.model import (
+    ModelCard,
+    ModelError,
+    build_model,
+    dtype_policy,
+    is_depthwise,
+    load_model,
+    logits_model,
+)
+
+TEMPERATURE = 2.0
+"""Both answers are softened by it, so that the less likely classes count too."""
+WEIGHT = 4.0
+"""The teacher's answer counts so many times as much as the label."""
+
+Logits = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A trained classifier that another learns from.
+
+    Attributes:
+        logits: From crops, float [batch, image_size, image_size, 3] RGB 0-255, to logits
+            [batch, num_classes], in inference mode.
+        image_size: Side of its crops in pixels.
+    """
+
+    logits: Logits
+    image_size: int
+
+
+def load_teacher(
+    path: Path,
+    class_names: Sequence[str],
+    padding: float,
+    square: bool,
+    split_digest: str,
+    mixed_precision: str = "auto",
+) -> Teacher:
+    """Load a classifier that may teach: it answers the same question and has seen no test face.
+
+    Args:
+        path: A `.keras` file of a training.
+        class_names: The student's classes.
+        padding: How the student's crops are cut.
+        square: Likewise.
+        split_digest: Digest of the student's split, which must be the teacher's.
+        mixed_precision: See `devices.precision_policy`.
+
+    Raises:
+        ModelError: It is no classifier of this project, or may not teach.
+    """
+    model, card = load_model(path)
+    expected = {
+        "classes": (tuple(class_names), card.class_names),
+        "padding": (padding, card.padding),
+        "square": (square, card.square),
+    }
+    for name, (wanted, found) in expected.items():
+        if wanted != found:
+            raise ModelError(f"--distill: expected a teacher with {name} {wanted}, got {found}")
+    if card.training.get("split") != split_digest:
+        raise ModelError(
+            f"--distill: {path} was trained on another split, so it may have learnt from the test "
+            "faces; give its results/metrics/split.json with --split-file, and its --data-dir"
+        )
+    return Teacher(_logits(model, card, mixed_precision), card.image_size)
+
+
+def _logits(model: keras.Model, card: ModelCard, mixed_precision: str) -> Logits:
+    """Return the teacher's function, in the precision in which the device is fastest."""
+    policy = precision_policy(mixed_precision, is_depthwise(card.model_name))
+    if policy != "float32":
+        with dtype_policy(policy):
+            fast = build_model(card.model_name, card.image_size, len(card.class_names), "none")
+        fast.set_weights(model.get_weights())
+        model = fast
+    teacher = logits_model(model)
+    return lambda images: teacher(images, training=False)
+
+
+class DistilledModel(keras.Model):
+    """What is trained: augmentation, then the student, with the teacher's answer in the loss.
+
+    In training the input has the teacher's size, in validation it may have the student's.
+
+    Args:
+        student: Classifier up to its logits.
+        augmentation: For crops of the teacher's size.
+        teacher: Its logits are learnt; its weights are no part of this model.
+    """
+
+    def __init__(self, student: keras.Model, augmentation: keras.Model, teacher: Teacher):
+        super().__init__(name="distilled")
+        self.student = student
+        self.augmentation = augmentation
+        size = student.input_shape[1]
+        self.scale = keras.layers.Resizing(size, size, antialias=True, dtype="float32")
+        # In a function Keras does not find the teacher, so its weights are not saved each epoch.
+        self._teach = teacher.logits
+        # All variables must be there before an interrupted run's are loaded.
+        self(np.zeros((1, teacher.image_size, teacher.image_size, 3), np.float32), training=True)
+
+    def call(self, images: Any, training: bool = False) -> Any:
+        """Return the student's logits, float32 [batch, num_classes]."""
+        if not training:
+            return self.student(self.scale(images), training=False)
+        views = self.augmentation(images, training=True)
+        logits = self.student(self.scale(views), training=True)
+        self.add_loss(WEIGHT * distillation_loss(self._teach(views), logits))
+        return logits
+
+
+def distillation_loss(teacher_logits: Any, student_logits: Any) -> Any:
+    """Compute the mean cross-entropy of the student's softened answers with the teacher's.
+
+    Args:
+        teacher_logits: [batch, num_classes]; no gradient flows into them.
+        student_logits: [batch, num_classes].
+
+    Returns:
+        Scalar, times the squared temperature, which keeps the size of the gradients.
+    """
+    ops = keras.ops
+    target = ops.softmax(ops.stop_gradient(ops.cast(teacher_logits, "float32")) / TEMPERATURE)
+    answer = ops.log_softmax(ops.cast(student_logits, "float32") / TEMPERATURE)
+    return -(TEMPERATURE**2) * ops.mean(ops.sum(target * answer, axis=-1))

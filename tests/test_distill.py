@@ -1,0 +1,111 @@
+"""A student learns from a teacher that may teach it, and only from such a one."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from fmd_tf import CLASS_NAMES, train
+from fmd_tf.augment import build_augmentation
+from fmd_tf.distill import DistilledModel, Teacher, distillation_loss, load_teacher
+from fmd_tf.model import ModelCard, ModelError, load_model, logits_model, save_model
+from tests.serving import faces, tiny_model
+
+CARD = ModelCard(CLASS_NAMES, 32, training={"split": "abc"})
+
+
+def _named_logits() -> keras.Model:
+    """A classifier whose logits layer has the name that training looks for."""
+    image = keras.Input((32, 32, 3))
+    x = keras.layers.Conv2D(4, 8, strides=8, activation="relu")(image / 255.0)
+    x = keras.layers.Dense(3, name="logits")(keras.layers.Flatten()(x))
+    return keras.Model(image, keras.layers.Softmax(name="probabilities")(x))
+
+
+def test_the_loss_is_that_of_softened_answers():
+    loss = distillation_loss(np.array([[2.0, 0.0]]), np.array([[0.0, 0.0]]))
+    # Softened by 2, the student says one half of both: -log(1/2) = 0.6931, times 2 squared.
+    assert float(loss) == pytest.approx(2.7726, abs=1e-4)
+    own = distillation_loss(np.array([[2.0, 0.0]]), np.array([[2.0, 0.0]]))
+    # The entropy of (0.7311, 0.2689) is 0.5822, and no answer is better than the teacher's.
+    assert float(own) == pytest.approx(4 * 0.5822, abs=1e-3)
+
+
+def test_the_student_learns_the_teachers_answers():
+    keras.utils.set_random_seed(0)
+    student, images = _named_logits(), faces(32, shape=(48, 48)).astype(np.float32)
+    teacher = Teacher(
+        lambda batch: keras.ops.ones((keras.ops.shape(batch)[0], 3)) * [6.0, 0, 0], 48
+    )
+    model = DistilledModel(logits_model(student), build_augmentation(48, 0), teacher)
+    model.compile("adam", keras.losses.CategoricalCrossentropy(from_logits=True))
+    uniform = np.full((32, 3), 1 / 3, np.float32)
+    first = model.fit(images, uniform, verbose=0).history["loss"][0]
+    last = model.fit(images, uniform, epochs=10, verbose=0).history["loss"][-1]
+    assert last < first
+    # The labels say nothing, so what it prefers is what the teacher prefers.
+    small = faces(32).astype(np.float32)
+    assert (model.predict(small, verbose=0).argmax(axis=1) == 0).mean() > 0.9
+
+
+def test_the_teachers_weights_are_not_the_students():
+    teacher = logits_model(_named_logits())
+    student = logits_model(_named_logits())
+    model = DistilledModel(
+        student, build_augmentation(32, 0), Teacher(lambda x: teacher(x, training=False), 32)
+    )
+    assert len(model.trainable_variables) == len(student.trainable_variables) == 4
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"class_names": ("a", "b", "c")}, "classes"),
+        ({"padding": 0.3}, "padding 0.3, got 0.1"),
+        ({"square": False}, "square False"),
+        ({"split_digest": "other"}, "another split"),
+        ({"path": Path("missing.keras")}, "missing.keras"),
+    ],
+)
+def test_who_may_not_teach_is_refused(changed: dict, message: str, tmp_path: Path):
+    save_model(tiny_model(), CARD, tmp_path / "t.keras")
+    settings = {
+        "path": tmp_path / "t.keras",
+        "class_names": CLASS_NAMES,
+        "padding": 0.1,
+        "square": True,
+        "split_digest": "abc",
+        **changed,
+    }
+    with pytest.raises(ModelError, match=message):
+        load_teacher(**settings)
+
+
+def test_a_teacher_without_its_split_is_refused(tmp_path: Path):
+    save_model(tiny_model(), replace(CARD, training={}), tmp_path / "t.keras")
+    with pytest.raises(ModelError, match="another split"):
+        load_teacher(tmp_path / "t.keras", CLASS_NAMES, 0.1, True, "abc")
+
+
+def test_training_with_a_teacher(sample_dir: Path, tmp_path: Path, capsys):
+    def run(name: str, *more: str) -> int:
+        folder = tmp_path / name
+        return train.main(
+            [
+                *("--data-dir", str(sample_dir), "--model-name", "mobilenet", "--weights", "none"),
+                *("--epochs", "1", "--checkpoint-dir", str(folder / "c")),
+                *("--results-dir", str(folder / "r"), "--export-dir", str(folder / "e"), *more),
+            ]
+        )
+
+    assert run("teacher", "--image-size", "48") == 0
+    teacher = str(tmp_path / "teacher" / "c" / "best_model.keras")
+    assert run("student", "--image-size", "32", "--distill", teacher) == 0
+    card = load_model(tmp_path / "student" / "c" / "best_model.keras")[1]
+    assert card.image_size == 32 and card.training["report"]["part"] == "test"
+    capsys.readouterr()
+    assert run("other", "--image-size", "32", "--distill", teacher, "--seed", "5") == 2
+    assert "another split" in capsys.readouterr().err
+    assert not (tmp_path / "other" / "r" / "metrics" / "split.json").exists()
