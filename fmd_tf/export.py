@@ -33,9 +33,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
-import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -50,7 +48,9 @@ from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 from fmd_tf.detector import DetectorCard, find_faces, load_detector
 from fmd_tf.evaluate import load_faces, select_part
 from fmd_tf.formats import (
+    BEST_SMALL,
     FORMATS,
+    MAX_F1_LOSS,
     SAVED_MODEL,
     FormatError,
     compare,
@@ -58,10 +58,12 @@ from fmd_tf.formats import (
     format_comparison,
     load_format,
     load_saved_model,
+    require_packages,
 )
 from fmd_tf.input_pipeline import crop_faces, crop_windows, decode_photo, decode_upright
 from fmd_tf.model import ModelCard, ModelError, load_model
 from fmd_tf.model_card import format_model_card
+from fmd_tf.publish import PublishError, publishing
 from fmd_tf.splits import SplitError
 from fmd_tf.voc import AnnotationError
 
@@ -71,9 +73,6 @@ Detector = tuple[keras.Model, DetectorCard]
 
 MAX_PIXELS = 50_000_000
 MAX_BATCH = 1024
-_STALE_SECONDS = 3600
-_PARTIAL = ".partial-"
-_REPLACED = ".replaced-"
 # Measured with ResNet50 at 112 px on two cores: waiting for a fuller batch (1 or 5 ms) costs a lone
 # client that time and gains nothing at 16 clients; one thread or four are no better than two.
 # All sizes are allowed, so that no batch is padded.
@@ -86,16 +85,29 @@ class ExportError(ValueError):
     """A SavedModel cannot be written."""
 
 
+_USER_ERRORS = (
+    AnnotationError,
+    ExportError,
+    FormatError,
+    ModelError,
+    OSError,
+    PublishError,
+    SplitError,
+)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the process' exit code."""
     options = _parse(argv)
     try:
+        if options.format != SAVED_MODEL:
+            require_packages(options.format)  # Before minutes are spent on reading faces.
         model, card = load_model(options.model)
         if options.format == SAVED_MODEL:
             _export_saved_model(model, card, options)
         else:
             _export_format(model, card, options)
-    except (AnnotationError, ExportError, FormatError, ModelError, OSError, SplitError) as error:
+    except _USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -144,8 +156,14 @@ def _export_format(model: keras.Model, card: ModelCard, options: argparse.Namesp
     export_format(options.format, model, card, output, options.overwrite, train)
     size = sum(path.stat().st_size for path in output.glob("model*")) / 1e6
     print(f"{options.format}: {output} ({size:.1f} MB)")
+    predictor = load_format(options.format, output)
     if test is not None:
-        print(format_comparison(compare(model, load_format(options.format, output), test)))
+        comparison = compare(model, predictor, test)
+        print(format_comparison(comparison))
+        if comparison.macro_f1_loss > MAX_F1_LOSS:
+            print(f"More than {100 * MAX_F1_LOSS:.1f} points are lost: {BEST_SMALL} loses less.")
+        if not options.split_file:
+            print("Without --split-file these may be faces that it was trained on.")
 
 
 def export_saved_model(
@@ -171,24 +189,16 @@ def export_saved_model(
         The folder of the version.
 
     Raises:
-        ExportError: The version is not usable or exists already, or model and card disagree.
+        ExportError: The version is not usable, or model and card disagree.
+        PublishError: The version exists already, or cannot be put into place.
     """
     _require_agreement(model, card)
     version = _next_version(output_dir) if version is None else version
     if version < 1:
         raise ExportError(f"--version: expected at least 1, got {version}")
     target = output_dir / str(version)
-    if target.exists() and not overwrite:
-        raise ExportError(f"{target} exists already; give another --version, or --overwrite")
-    output_dir.mkdir(parents=True, exist_ok=True)
-    _remove_stale(output_dir)
-    # A name that is no number: servers skip it.
-    partial = output_dir / f"{_PARTIAL}{version}-{uuid.uuid4().hex[:8]}"
-    try:
+    with publishing(target, overwrite) as partial:
         _write(model, card, detector, partial)
-        _publish(partial, target, overwrite)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
@@ -210,27 +220,6 @@ def _require_agreement(model: keras.Model, card: ModelCard) -> None:
 def _next_version(output_dir: Path) -> int:
     versions = [int(path.name) for path in output_dir.glob("*") if path.name.isdecimal()]
     return max(versions, default=0) + 1
-
-
-def _remove_stale(output_dir: Path) -> None:
-    """Remove what a killed export left, once it is too old to be of one that still runs."""
-    for path in [*output_dir.glob(f"{_PARTIAL}*"), *output_dir.glob(f"{_REPLACED}*")]:
-        if time.time() - path.stat().st_mtime > _STALE_SECONDS:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _publish(partial: Path, target: Path, overwrite: bool) -> None:
-    """Rename into place; renaming onto a folder with files in it fails by itself."""
-    replaced = target.parent / f"{_REPLACED}{target.name}-{uuid.uuid4().hex[:8]}"
-    if overwrite and target.exists():
-        target.rename(replaced)
-    try:
-        partial.rename(target)
-    except OSError as error:
-        if replaced.exists():
-            replaced.rename(target)
-        raise ExportError(f"{target} could not be put into place ({error})") from error
-    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _write(model: keras.Model, card: ModelCard, detector: Detector | None, folder: Path) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -24,11 +23,15 @@ from sklearn.metrics import f1_score
 from fmd_tf.input_pipeline import Crops, eval_dataset
 from fmd_tf.model import ModelCard
 from fmd_tf.model_card import format_model_card
+from fmd_tf.publish import publishing
 
 Predictor = Callable[[np.ndarray], np.ndarray]
 CALIBRATION_FACES = 300
 """Crops that int8 ranges are read from, when there are as many."""
 SAVED_MODEL = "savedmodel"
+MAX_F1_LOSS = 0.005
+BEST_SMALL = "litert-dynamic"
+"""What to take where int8 loses more: weights as small, and hardly any loss."""
 _THREADS = 2
 _BATCH_SIZE = 32
 
@@ -80,26 +83,20 @@ def export_format(
         The folder.
 
     Raises:
-        FormatError: The folder exists, a package is missing, or int8 has no crops.
+        FormatError: A package is missing, or int8 has no crops.
+        PublishError: The folder exists, or cannot be put into place.
     """
-    form = _format(name)
-    if folder.exists() and not overwrite:
-        raise FormatError(f"{folder} exists already; give another --output, or --overwrite")
+    form = require_packages(name)
     crops = np.zeros((0, *model.input_shape[1:]), np.uint8) if crops is None else crops
     if form.calibrated and not len(crops):
         raise FormatError(
             f"{name} reads its ranges from training crops; give --data-dir, and the training's "
             "--split-file"
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder.parent) as partial:
-        written = Path(partial) / "format"
-        written.mkdir()
-        form.write(model, written / form.file, crops)
-        _write_texts(card, written)
-        if folder.exists():
-            folder.rename(Path(partial) / "replaced")
-        written.rename(folder)
+    with publishing(folder, overwrite) as partial:
+        partial.mkdir()
+        form.write(model, partial / form.file, crops)
+        _write_texts(card, partial)
     return folder
 
 
@@ -111,13 +108,13 @@ def load_format(name: str, folder: Path) -> Predictor:
         folder: The folder.
 
     Returns:
-        A function from crops, [batch, size, size, 3] RGB 0-255 of any number type, to
-        probabilities float32 [batch, num_classes].
+        A function from at least one crop, [batch, size, size, 3] RGB 0-255 of any number type,
+        to probabilities float32 [batch, num_classes].
 
     Raises:
         FormatError: A package is missing, or there is no such file.
     """
-    form = _format(name)
+    form = require_packages(name)
     if not (folder / form.file).is_file():
         raise FormatError(f"{folder} holds no {form.file}; write it with --format {name}")
     return form.load(folder / form.file)
@@ -188,8 +185,12 @@ def format_comparison(comparison: Comparison) -> str:
     )
 
 
-def _format(name: str) -> Format:
-    """Return a format whose packages are there."""
+def require_packages(name: str) -> Format:
+    """Return a format whose packages are there.
+
+    Raises:
+        FormatError: One is missing; the message names the extra that installs it.
+    """
     form = FORMATS[name]
     for package in form.packages:
         try:

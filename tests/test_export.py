@@ -18,6 +18,7 @@ from fmd_tf.detector import DetectorCard, build_detector, find_faces, save_detec
 from fmd_tf.export import ExportError, export_saved_model, main
 from fmd_tf.input_pipeline import crop_faces, decode_photo
 from fmd_tf.model import MODEL_NAMES, ModelCard, build_model, save_model
+from fmd_tf.publish import PublishError
 from fmd_tf.rest import RestError
 from fmd_tf.servable import Servable
 from tests.serving import CARD, SIZE, encode, faces, tiny_model
@@ -311,7 +312,7 @@ def test_versions_count_up_and_are_never_overwritten(model: keras.Model, tmp_pat
     (tmp_path / "9").mkdir()
     assert export_saved_model(model, CARD, tmp_path) == tmp_path / "10"
     before = (first / "saved_model.pb").stat().st_mtime_ns
-    with pytest.raises(ExportError, match="exists already"):
+    with pytest.raises(PublishError, match="exists already"):
         export_saved_model(model, CARD, tmp_path, version=1)
     assert (first / "saved_model.pb").stat().st_mtime_ns == before
     export_saved_model(model, CARD, tmp_path, version=1, overwrite=True)

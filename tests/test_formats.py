@@ -1,13 +1,15 @@
+import sys
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 
-from fmd_tf import CLASS_NAMES, export, formats
-from fmd_tf.formats import FORMATS, FormatError, compare, export_format, load_format
+from fmd_tf import CLASS_NAMES, export
+from fmd_tf.formats import FORMATS, Comparison, FormatError, compare, export_format, load_format
 from fmd_tf.input_pipeline import Crops
 from fmd_tf.model import load_model
+from fmd_tf.publish import PublishError
 from tests.serving import CARD, faces
 
 CROPS = faces(64)
@@ -80,7 +82,7 @@ def test_int8_without_crops_says_what_to_give(model: keras.Model, tmp_path: Path
 def test_an_existing_folder_is_kept(model: keras.Model, tmp_path: Path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
-    with pytest.raises(FormatError, match="exists already"):
+    with pytest.raises(PublishError, match="exists already"):
         export_format("litert", model, CARD, tmp_path / "out")
     export_format("litert", model, CARD, tmp_path / "out", overwrite=True)
     assert not (tmp_path / "out" / "mine").exists()
@@ -88,10 +90,8 @@ def test_an_existing_folder_is_kept(model: keras.Model, tmp_path: Path):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_missing_package_names_its_extra(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path):
-    def refuse(package: str) -> None:
-        raise ImportError(f"No module named {package}")
-
-    monkeypatch.setattr(formats.importlib, "import_module", refuse)
+    for package in FORMATS[name].packages:
+        monkeypatch.setitem(sys.modules, package, None)  # An import of it then fails.
     with pytest.raises(FormatError, match=rf"pip install -e \.\[{FORMATS[name].extra}\]"):
         load_format(name, tmp_path)
 
@@ -110,5 +110,32 @@ def test_the_command_compares_on_the_test_faces(
     assert "faces beside the .keras file: same label" in capsys.readouterr().out
     assert export.main([*flags, "--format", "litert-int8", *output]) == 2
     assert "exists already" in capsys.readouterr().err
+    assert export.main([*flags[:2], "--format", "litert", "--output", str(tmp_path / "x")]) == 0
+    assert "faces beside" not in capsys.readouterr().out
     assert export.main([*flags, "--output", str(tmp_path / "saved")]) == 0
     assert "same label 100.0%" in capsys.readouterr().out
+
+
+def test_the_command_says_what_to_install_before_it_reads_faces(
+    tiny_classifier: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setitem(sys.modules, "tf2onnx", None)  # An import of it then fails.
+    flags = ["--model", str(tiny_classifier), "--data-dir", "missing", "--format", "onnx"]
+    assert export.main(flags) == 2
+    assert "pip install -e .[onnx]" in capsys.readouterr().err
+
+
+def test_a_great_loss_is_said_with_a_way_out(
+    tiny_classifier: Path,
+    sample_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    bad = Comparison(9, 0.9, 0.8, 0.7, macro_f1_loss=0.1)
+    monkeypatch.setattr(export, "compare", lambda *_: bad)
+    flags = ["--model", str(tiny_classifier), "--data-dir", str(sample_dir)]
+    output = ["--format", "litert-int8", "--output", str(tmp_path / "out")]
+    assert export.main([*flags, *output]) == 0
+    shown = capsys.readouterr().out
+    assert "litert-dynamic loses less" in shown and "Without --split-file" in shown

@@ -1,0 +1,69 @@
+"""Folders that appear whole: written beside, then renamed."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_STALE_SECONDS = 3600
+# Names that are no numbers: servers of versions skip them.
+_PARTIAL = ".partial-"
+_REPLACED = ".replaced-"
+
+
+class PublishError(ValueError):
+    """A folder cannot be put into place."""
+
+
+@contextmanager
+def publishing(target: Path, overwrite: bool) -> Iterator[Path]:
+    """Give a folder to write into, and rename it to `target` when all went well.
+
+    What a killed run left beside it is removed once it is an hour old.
+
+    Args:
+        target: Folder that appears.
+        overwrite: Replace it where it exists.
+
+    Yields:
+        The folder to write into; it does not exist yet.
+
+    Raises:
+        PublishError: The target exists, or cannot be renamed to.
+    """
+    if target.exists() and not overwrite:
+        raise PublishError(
+            f"{target} exists already; give another --output or --version, or --overwrite"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(target.parent)
+    partial = target.parent / f"{_PARTIAL}{target.name}-{uuid.uuid4().hex[:8]}"
+    try:
+        yield partial
+        _publish(partial, target, overwrite)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove_stale(folder: Path) -> None:
+    for path in [*folder.glob(f"{_PARTIAL}*"), *folder.glob(f"{_REPLACED}*")]:
+        if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _publish(partial: Path, target: Path, overwrite: bool) -> None:
+    """Rename into place; renaming onto a folder with files in it fails by itself."""
+    replaced = target.parent / f"{_REPLACED}{target.name}-{uuid.uuid4().hex[:8]}"
+    if overwrite and target.exists():
+        target.rename(replaced)
+    try:
+        partial.rename(target)
+    except OSError as error:
+        if replaced.exists():
+            replaced.rename(target)
+        raise PublishError(f"{target} could not be put into place ({error})") from error
+    shutil.rmtree(replaced, ignore_errors=True)
