@@ -42,9 +42,6 @@ class RunConfig:
     split_file: Path | None = _setting(None, "use the split of this file (a run's split.json)")
     seed: int = _setting(0, "seed of the split, the order, the augmentation and the weights")
     device: str = _setting("auto", "device to train on", choices=("auto", "cpu", "cuda", "gpu"))
-    mixed_precision: str = _setting(
-        "auto", "auto uses bfloat16 or float16 where the device is faster", ("auto", "on", "off")
-    )
     overwrite: bool = _setting(False, "discard what checkpoint-dir holds and start anew")
 
     def __post_init__(self) -> None:
@@ -92,6 +89,9 @@ class TrainConfig(RunConfig):
         None, "teacher, a best_model.keras of the same split, whose answers are learnt"
     )
     image_size: int = _setting(224, "side of the crops in pixels")
+    mixed_precision: str = _setting(
+        "auto", "auto uses bfloat16 or float16 where the device is faster", ("auto", "on", "off")
+    )
     epochs: int = _setting(20, "epochs of fine-tuning at the most")
     head_epochs: int = _setting(10, "epochs of the head on frozen features at the most")
     batch_size: int = _setting(32, "faces a step")

@@ -34,11 +34,11 @@ from fmd_tf.detector import (
 )
 from fmd_tf.detector_metrics import average_precision, choose_threshold
 from fmd_tf.detector_pipeline import train_views, views_per_epoch
-from fmd_tf.devices import precision_policy, select_device
+from fmd_tf.devices import select_device
 from fmd_tf.download import find_data
 from fmd_tf.evaluate_detector import find_all, format_report, load_peer, report, trained_contender
 from fmd_tf.input_pipeline import steps_per_epoch
-from fmd_tf.model import ModelError, dtype_policy, freeze_batch_norm
+from fmd_tf.model import ModelError, freeze_batch_norm
 from fmd_tf.sample_data import SAMPLE_DIR, write_sample
 from fmd_tf.splits import Split, choose_split, group_photos, save_split
 from fmd_tf.voc import Annotation, Folder, read_folder
@@ -134,8 +134,8 @@ def _train(
     if state and state.done:
         return
     keras.utils.set_random_seed(config.seed)
-    saved, model = _build_twins(config)
-    require_space(saved, config.checkpoint_dir)
+    model = _build(config)
+    require_space(model, config.checkpoint_dir)
     train = [annotation for annotation in train if annotation.faces]
     steps = steps_per_epoch(views_per_epoch(train), config.batch_size)
     _compile(model, config, steps)
@@ -159,7 +159,7 @@ def _train(
         steps_per_epoch=steps,
         initial_epoch=first_epoch,
         epochs=config.epochs,
-        callbacks=_callbacks(config, model, saved, run, val, state),
+        callbacks=_callbacks(config, model, run, val, state),
         shuffle=False,  # The data set shuffles by itself.
         verbose=1 if sys.stdout.isatty() else 2,
     )
@@ -168,36 +168,18 @@ def _train(
 def _callbacks(
     config: DetectorConfig,
     model: keras.Model,
-    saved: keras.Model,
     run: RunFolder,
     val: Sequence[Annotation],
     state: TrainingState | None,
 ) -> list[keras.callbacks.Callback]:
-    """Validate, keep the best detector in float32, log, and save the state last."""
-
-    def save_best(epoch: int, logs: Mapping[str, float]) -> None:
-        saved.set_weights(model.get_weights())
-        _save(config, saved, epoch, logs)
-
-    best = BestModel(save_best, _MONITOR)
+    """Validate, keep the best detector, log, and save the state last."""
+    best = BestModel(lambda epoch, logs: _save(config, model, epoch, logs), _MONITOR)
     return [
         _Validate(config.image_size, val, config.class_names),
         best,
         keras.callbacks.TensorBoard(str(run.path / "tensorboard"), write_graph=False),
         SaveState(run, "detector", config.epochs, {"best_model": best}, state),
     ]
-
-
-def _build_twins(config: DetectorConfig) -> tuple[keras.Model, keras.Model]:
-    """Build the detector that is saved, in float32, and the one that is trained: often the same."""
-    saved = model = _build(config)
-    policy = precision_policy(config.mixed_precision)
-    if policy != "float32":
-        with dtype_policy(policy):
-            model = _build(config)
-        model.set_weights(saved.get_weights())
-    print(f"Training at {config.image_size} px, {policy} after the backbone", flush=True)
-    return saved, model
 
 
 def _build(config: DetectorConfig) -> keras.Model:
