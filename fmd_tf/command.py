@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from fmd_tf.config import ConfigError, RunConfigT, parse_config
 from fmd_tf.detect import DetectorError
 from fmd_tf.download import DataNotFoundError
 from fmd_tf.model import ModelError
+from fmd_tf.publish import PublishError
 from fmd_tf.splits import SplitError
 from fmd_tf.voc import AnnotationError
 
@@ -22,6 +24,7 @@ _USER_ERRORS = (
     DetectorError,
     ModelError,
     OSError,
+    PublishError,
     SplitError,
 )
 
@@ -45,6 +48,8 @@ def run_training(
     Returns:
         The exit code: 0; 2 for unusable input, which is named in one line; 130 for Ctrl-C.
     """
+    # It warns that prediction is traced anew for each model, as it must be.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     try:
         train(parse_config(config_class, argv, prog, description))
     except _USER_ERRORS as error:
