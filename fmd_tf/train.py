@@ -189,7 +189,9 @@ def _teaching(config: TrainConfig, crops: Crops, split: Split) -> Teaching | Non
 
 
 def _digest(split: Split) -> str:
-    return hashlib.sha256(json.dumps(asdict(split)).encode()).hexdigest()[:16]
+    """Return what two runs with the same photos in the same parts have in common."""
+    parts = {name: sorted(photos) for name, photos in asdict(split).items()}
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def _calibrate_once(config: TrainConfig, val: Crops, run: RunFolder) -> None:

@@ -102,10 +102,12 @@ def test_training_with_a_teacher(sample_dir: Path, tmp_path: Path, capsys):
 
     assert run("teacher", "--image-size", "48") == 0
     teacher = str(tmp_path / "teacher" / "c" / "best_model.keras")
-    assert run("student", "--image-size", "32", "--distill", teacher) == 0
+    split = str(tmp_path / "teacher" / "r" / "metrics" / "split.json")
+    distill = ("--image-size", "32", "--distill", teacher)
+    assert run("student", *distill, "--split-file", split, "--seed", "5") == 0
     card = load_model(tmp_path / "student" / "c" / "best_model.keras")[1]
     assert card.image_size == 32 and card.training["report"]["part"] == "test"
     capsys.readouterr()
-    assert run("other", "--image-size", "32", "--distill", teacher, "--seed", "5") == 2
+    assert run("other", *distill, "--seed", "5") == 2
     assert "another split" in capsys.readouterr().err
     assert not (tmp_path / "other" / "r" / "metrics" / "split.json").exists()
