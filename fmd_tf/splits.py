@@ -7,11 +7,12 @@ dealt out.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import imagehash
@@ -238,6 +239,12 @@ def _best_deal(
         order = np.argsort(counts.sum(axis=1), kind="stable")
         best[order] = used[np.minimum(np.arange(len(counts)), len(used) - 1)[::-1]]
     return best
+
+
+def split_digest(split: Split) -> str:
+    """Return 16 hexadecimal digits that two splits of the same photos into the same parts share."""
+    parts = {name: sorted(photos) for name, photos in asdict(split).items()}
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def save_split(split: Split, groups: Mapping[str, int], path: Path) -> None:

@@ -47,7 +47,7 @@ from fmd_tf.model import (
 from fmd_tf.phases import Recipe, Teaching, train_model
 from fmd_tf.provenance import provenance
 from fmd_tf.sample_data import SAMPLE_DIR, write_sample
-from fmd_tf.splits import Split, choose_split, make_folds, save_split
+from fmd_tf.splits import Split, choose_split, make_folds, save_split, split_digest
 from fmd_tf.voc import Folder
 
 
@@ -181,17 +181,11 @@ def _teaching(config: TrainConfig, crops: Crops, split: Split) -> Teaching | Non
         config.class_names,
         config.padding,
         config.square,
-        _digest(split),
+        split_digest(split),
         config.mixed_precision,
     )
     larger = _cut(config, teacher.image_size)[0].at_least(config.min_face_size)
     return Teaching(teacher, larger.select(split.train).images)
-
-
-def _digest(split: Split) -> str:
-    """Return what two runs with the same photos in the same parts have in common."""
-    parts = {name: sorted(photos) for name, photos in asdict(split).items()}
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def _calibrate_once(config: TrainConfig, val: Crops, run: RunFolder) -> None:
@@ -236,7 +230,7 @@ def _saver(
                 "phase": phase,
                 "epoch": epoch,
                 "seed": config.seed,
-                "split": _digest(split),
+                "split": split_digest(split),
                 **figures,
             },
         )

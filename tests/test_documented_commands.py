@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from fmd_tf import CLASS_NAMES
 from fmd_tf.detector import DetectorCard, build_detector, save_detector
 from fmd_tf.export import export_saved_model
 from fmd_tf.model import build_model, save_model
-from fmd_tf.splits import group_photos, make_split, save_split
+from fmd_tf.splits import Split, group_photos, make_split, save_split, split_digest
 from fmd_tf.voc import read_folder
 from tests.serving import CARD, encode, faces, process
 from tests.test_video import write_video
@@ -109,13 +110,18 @@ def _write_two_classes(sample_dir: Path, folder: Path) -> None:
 
 def _write_models(folder: Path) -> None:
     """Write what trainings of both kinds leave, with models that have learnt nothing."""
-    detector, card = build_detector("none"), DetectorCard(96)
-    model = build_model("mobilenet", CARD.image_size, len(CLASS_NAMES), "none")
+    card = replace(CARD, training={"split": split_digest(_write_splits(folder))})
+    model = build_model("mobilenet", card.image_size, len(CLASS_NAMES), "none")
+    detector, detector_card = build_detector("none"), DetectorCard(96)
     (folder / "checkpoints" / "detector").mkdir(parents=True)
-    save_detector(detector, card, folder / "checkpoints" / "detector" / "best_detector.keras")
-    save_model(model, CARD, folder / "checkpoints" / "best_model.keras")
+    path = folder / "checkpoints" / "detector" / "best_detector.keras"
+    save_detector(detector, detector_card, path)
+    save_model(model, card, folder / "checkpoints" / "best_model.keras")
     versions = folder / "savedmodel" / "face_mask"
-    export_saved_model(model, CARD, versions, detector=(detector, card))
+    export_saved_model(model, card, versions, detector=(detector, detector_card))
+
+
+def _write_splits(folder: Path) -> Split:
     annotations = read_folder(folder / "DIR", CLASS_NAMES).annotations
     groups = group_photos(annotations)
     labels = {
@@ -125,6 +131,7 @@ def _write_models(folder: Path) -> None:
     split = make_split(labels, groups)
     for results in ("results", "results/detector"):
         save_split(split, groups, folder / results / "metrics" / "split.json")
+    return split
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,16 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from fmd_tf import CLASS_NAMES
-from fmd_tf.splits import SplitError, group_photos, load_split, make_folds, make_split, save_split
+from fmd_tf.splits import (
+    Split,
+    SplitError,
+    group_photos,
+    load_split,
+    make_folds,
+    make_split,
+    save_split,
+    split_digest,
+)
 from fmd_tf.voc import read_folder
 from tests.conftest import add_photo
 
@@ -24,6 +33,12 @@ def _random_data(seed: int) -> tuple[dict[str, list[int]], dict[str, int]]:
         for i in range(200)
     }
     return labels, {photo: int(generator.integers(0, 120)) for photo in labels}
+
+
+def test_a_digest_is_of_the_parts_and_not_of_their_order():
+    split = Split(train=("a", "b"), val=("c",), test=("d",))
+    assert split_digest(split) == split_digest(Split(train=("b", "a"), val=("c",), test=("d",)))
+    assert split_digest(split) != split_digest(Split(train=("a", "c"), val=("b",), test=("d",)))
 
 
 def _assert_no_group_in_two_parts(split, groups):
