@@ -110,7 +110,9 @@ def _write_two_classes(sample_dir: Path, folder: Path) -> None:
 
 def _write_models(folder: Path) -> None:
     """Write what trainings of both kinds leave, with models that have learnt nothing."""
-    card = replace(CARD, training={"split": split_digest(_write_splits(folder))})
+    card = replace(
+        CARD, model_name="mobilenet", training={"split": split_digest(_write_splits(folder))}
+    )
     model = build_model("mobilenet", card.image_size, len(CLASS_NAMES), "none")
     detector, detector_card = build_detector("none"), DetectorCard(96)
     (folder / "checkpoints" / "detector").mkdir(parents=True)
