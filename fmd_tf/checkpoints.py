@@ -107,6 +107,9 @@ class RunFolder:
     def open(self, identity: Mapping[str, Any], overwrite: bool = False) -> None:
         """Claim the folder for a run, or go on with the run it holds.
 
+        A run that ended before its first epoch did holds nothing that could be lost, so another
+        may take its place: weights that could not be downloaded should not cost a flag.
+
         Args:
             identity: JSON-like settings that must not change within a run.
             overwrite: Discard another run's state.
@@ -118,7 +121,7 @@ class RunFolder:
         wanted = json.loads(json.dumps(identity, default=str))
         if overwrite:
             self._discard()
-        if run_file.is_file():
+        if run_file.is_file() and any(self.path.glob("state-*")):
             self._require_same(json.loads(run_file.read_text(encoding="utf-8")), wanted)
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(run_file, json.dumps(wanted, indent=2))

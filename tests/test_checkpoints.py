@@ -20,9 +20,17 @@ def test_the_same_run_goes_on(tmp_path: Path):
 
 
 def test_another_run_is_refused_with_the_difference(tmp_path: Path):
-    _open(tmp_path / "run")
+    run = _open(tmp_path / "run")
+    (run.path / "state-head-000").mkdir()
     with pytest.raises(CheckpointError, match=r"holds a run with lr 0.1 \(now 0.2\)"):
         _open(tmp_path / "run", lr=0.2)
+
+
+def test_a_run_without_an_epoch_gives_way(tmp_path: Path):
+    """Weights that could not be downloaded, then the same command with a file of them."""
+    _open(tmp_path / "run")
+    _open(tmp_path / "run", lr=0.2)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["lr"] == 0.2
 
 
 def test_overwrite_discards_the_old_run_and_nothing_else(tmp_path: Path):
