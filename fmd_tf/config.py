@@ -94,7 +94,7 @@ class TrainConfig(RunConfig):
     )
     epochs: int = _setting(20, "epochs of fine-tuning at the most")
     head_epochs: int = _setting(10, "epochs of the head on frozen features at the most")
-    batch_size: int = _setting(32, "faces a step")
+    batch_size: int = _setting(32, "faces a step; fewer where an epoch would have under 8 steps")
     lr: float | None = _setting(
         None, "learning rate of fine-tuning; default: 2e-4, or 1e-3 from random weights"
     )

@@ -23,6 +23,7 @@ from fmd_tf.input_pipeline import Crops
 from fmd_tf.model import features_model, freeze_batch_norm, head_model, logits_model
 
 HEAD, FINE_TUNE = "head", "fine_tune"
+_AVERAGED_EPOCHS = 1.5
 SaveBest = Callable[[str, int, Mapping[str, float]], None]
 
 
@@ -157,7 +158,8 @@ def _compile(model: keras.Model, recipe: Recipe, lr: float, epochs: int, num_fac
         rate,
         weight_decay=recipe.weight_decay,
         use_ema=recipe.ema > 0,
-        ema_momentum=recipe.ema,
+        # Of a few photos an epoch is a step or two, and a longer average would be of the start.
+        ema_momentum=min(recipe.ema, max(0.0, 1.0 - 1.0 / (_AVERAGED_EPOCHS * steps))),
         ema_overwrite_frequency=None,
     )
     # Biases and the scales of normalisation only lose accuracy by decay.

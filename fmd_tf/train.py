@@ -50,6 +50,9 @@ from fmd_tf.sample_data import SAMPLE_DIR, write_sample
 from fmd_tf.splits import Split, choose_split, make_folds, save_split, split_digest
 from fmd_tf.voc import Folder
 
+_FEWEST_STEPS = 8
+_SMALLEST_BATCH = 4
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the process' exit code."""
@@ -167,7 +170,7 @@ def _train(
             trained = model if policy == "float32" else _build(config)
             trained.set_weights(model.get_weights())
             save_best = _saver(config, model, trained, split, run)
-            train_model(trained, train, val, _recipe(config), run, save_best, teaching)
+            train_model(trained, train, val, _recipe(config, len(train)), run, save_best, teaching)
     _calibrate_once(config, val, run)
     return run
 
@@ -239,13 +242,15 @@ def _saver(
     return save_best
 
 
-def _recipe(config: TrainConfig) -> Recipe:
+def _recipe(config: TrainConfig, num_faces: int) -> Recipe:
     """Return the training settings; a head on random features would learn nothing."""
+    # An epoch of one step, of a handful of photos, is over before anything is learnt.
+    few = max(_SMALLEST_BATCH, num_faces // _FEWEST_STEPS)
     return Recipe(
         num_classes=len(config.class_names),
         epochs=config.epochs,
         head_epochs=0 if config.weights == NO_WEIGHTS else config.head_epochs,
-        batch_size=config.batch_size,
+        batch_size=min(config.batch_size, few),
         lr=config.lr or (1e-3 if config.weights == NO_WEIGHTS else 2e-4),
         head_lr=config.head_lr,
         weight_decay=config.weight_decay,
