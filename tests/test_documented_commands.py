@@ -36,8 +36,8 @@ SHORT = "--weights none --epochs 1 --seed 0"
 SHORTER = {
     "train": f"{SHORT} --model-name mobilenet --image-size 32 --checkpoint-dir runs/classifier "
     "--results-dir runs/results --export-dir runs/export --overwrite",
-    "benchmark serving": "--seconds 0.3 --clients 1",
-    "benchmark infer": "--rounds 1",
+    "benchmark input": "--rounds 1",
+    "benchmark train": "--rounds 1 --steps 2 --model-name mobilenet --image-size 32",
     "benchmark photo": "--rounds 1",
     "train_detector": f"{SHORT} --image-size 96 --view-size 64 --checkpoint-dir runs/detector "
     "--results-dir runs/results --overwrite",
@@ -48,6 +48,7 @@ NOT_RUN = {
     r"\.venv/bin/python -m ruff": "CI runs the linter",
     r"(cd savedmodel && )?docker compose": "needs Docker; test_deployment checks the file",
     r".*--webcam": "needs a camera",
+    r"bash run\.sh benchmark (serving|infer)": "test_benchmark runs it with a smaller model",
 }
 
 
