@@ -49,7 +49,7 @@ def _no_faces(folder: Path) -> None:
 
 
 def _other_run(folder: Path) -> None:
-    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "state-000").mkdir(parents=True)
     (folder / "checkpoints" / "run.json").write_text('{"lr": 7}')
     for index in range(4):
         faces = [("with_mask", (2, 3, 12, 13)), ("without_mask", (12, 3, 22, 13))]
