@@ -24,12 +24,18 @@ from fmd_tf.checkpoints import write_text
 from fmd_tf.face_mask_dataset import load_photos
 from fmd_tf.gradcam import plot_grad_cam
 from fmd_tf.input_pipeline import Crops, eval_dataset, load_crops
-from fmd_tf.metrics import Predictions, compute_metrics, format_summary
+from fmd_tf.metrics import Predictions, color_contrasts, compute_metrics, format_summary
 from fmd_tf.model import ModelCard, ModelError, load_model
 from fmd_tf.splits import SplitError, load_split
 from fmd_tf.voc import AnnotationError, Folder
 
 _USER_ERRORS = (AnnotationError, ModelError, OSError, SplitError)
+_BOX = ("xmin", "ymin", "xmax", "ymax")
+_CHANCE = "probability_"
+
+
+class PredictionsError(ValueError):
+    """A table of predictions cannot be used."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,7 +112,7 @@ def evaluate(
         ValueError: A subclass for each kind of unusable input, with a message for the user.
     """
     classifier, card = load_model(model)
-    _require_writable(results_dir)
+    require_writable(results_dir)
     crops, folder = load_faces(data_dir, card, skip_invalid)
     write_problems(folder, results_dir)
     crops = select_part(crops, split_file, split).at_least(min_face_size)
@@ -162,7 +168,8 @@ def select_part(crops: Crops, split_file: Path | None, split: str) -> Crops:
     return crops if split == "all" else crops.select(getattr(parts, split))
 
 
-def _require_writable(results_dir: Path) -> None:
+def require_writable(results_dir: Path) -> None:
+    """Make `results_dir/metrics/`, or raise OSError before anything long is begun."""
     (results_dir / "metrics").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=results_dir / "metrics"):
         pass
@@ -228,7 +235,8 @@ def write_report(
         results_dir: Made where it is missing.
         predictions: At least one face.
         class_names: Names of the classes, in order.
-        crops_images: uint8 [num_faces, size, size, 3], for the pictures of mistakes.
+        crops_images: uint8 [num_faces, size, size, 3], for the pictures of mistakes and the
+            slices by colour.
         model: For the Grad-CAM pictures.
         history: One record an epoch, for the training curves.
         num_bootstrap: Number of bootstrap samples for the intervals.
@@ -239,7 +247,8 @@ def write_report(
     """
     folder = results_dir / "metrics"
     folder.mkdir(parents=True, exist_ok=True)
-    metrics = compute_metrics(predictions, class_names, num_bootstrap, seed)
+    contrasts = None if crops_images is None else color_contrasts(crops_images)
+    metrics = compute_metrics(predictions, class_names, num_bootstrap, seed, contrasts)
     write_text(folder / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False))
     _write_predictions(folder / "predictions.csv", predictions, class_names)
     confusion = np.array(metrics["all_faces"]["confusion"])
@@ -264,10 +273,8 @@ def _write_predictions(path: Path, predictions: Predictions, class_names: Sequen
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        box = ["xmin", "ymin", "xmax", "ymax"]
-        chances = [f"probability_{name}" for name in class_names]
-        header = ["photo", *box, "group", "label", "predicted", "confidence", *chances]
-        writer.writerow(header)
+        chances = [f"{_CHANCE}{name}" for name in class_names]
+        writer.writerow(["photo", *_BOX, "group", "label", "predicted", "confidence", *chances])
         for i, photo in enumerate(predictions.photos):
             writer.writerow(
                 [
@@ -283,6 +290,39 @@ def _write_predictions(path: Path, predictions: Predictions, class_names: Sequen
                 ]
             )
     partial.replace(path)
+
+
+def read_predictions(path: Path) -> tuple[Predictions, tuple[str, ...]]:
+    """Read a `predictions.csv`.
+
+    Args:
+        path: A file that `write_report` wrote.
+
+    Returns:
+        The predictions, with probabilities as rounded there, and the class names.
+
+    Raises:
+        PredictionsError: It is no such table, or has no rows.
+        OSError: It cannot be read.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        names = tuple(key.removeprefix(_CHANCE) for key in rows[0] if key.startswith(_CHANCE))
+        chances = [[row[f"{_CHANCE}{name}"] for name in names] for row in rows]
+        predictions = Predictions(
+            probabilities=np.array(chances, np.float32),
+            labels=np.array([names.index(row["label"]) for row in rows]),
+            boxes=np.array([[row[side] for side in _BOX] for row in rows], np.int32),
+            photos=tuple(row["photo"] for row in rows),
+            groups=np.array([row["group"] for row in rows], np.int64),
+        )
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise PredictionsError(
+            f"{path}: expected a predictions.csv of fmd_tf with at least one face "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    return predictions, names
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ intervals that know that faces of one group are not independent, and slices by s
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,7 +20,19 @@ if TYPE_CHECKING:
 SIZE_EDGES = (10, 20, 32, 64)
 """Shorter box sides, in pixels, at which the slices by size begin."""
 
+CONTRAST_EDGES = (4, 8, 12, 20)
+"""Differences in colour between the halves of a face at which the slices by colour begin."""
+
+SERIES_PHOTOS = 20
+"""A group of at least so many photos is a series, with figures of its own.
+
+In the Kaggle data near-duplicates make groups of two or three photos, and the selfies of two
+people one of 184.
+"""
+
 NUM_BINS = 15
+Face = tuple[str, int, int, int, int]
+"""A face by its photo's name and its box."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +84,21 @@ class Predictions:
         """The shorter box sides in pixels: int [num_faces]."""
         return (self.boxes[:, 2:] - self.boxes[:, :2]).min(axis=1)
 
+    @property
+    def faces(self) -> list[Face]:
+        """The photo and the box of each face, which tell it from all others."""
+        return [
+            (photo, int(box[0]), int(box[1]), int(box[2]), int(box[3]))
+            for photo, box in zip(self.photos, self.boxes, strict=True)
+        ]
+
+    def in_order(self) -> Predictions:
+        """Return the faces in the order of photos and boxes: folds leave them in any."""
+        faces = self.faces
+        return self.where(np.array(sorted(range(len(faces)), key=faces.__getitem__), int))
+
     def where(self, keep: np.ndarray) -> Predictions:
-        """Return the faces for which `keep`, bool [num_faces], is true."""
+        """Return the faces for which `keep`, bool [num_faces], is true, or at those indices."""
         return Predictions(
             probabilities=self.probabilities[keep],
             labels=self.labels[keep],
@@ -87,6 +113,7 @@ def compute_metrics(
     class_names: Sequence[str],
     num_bootstrap: int = 1000,
     seed: int = 0,
+    contrasts: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Compute all figures.
 
@@ -95,17 +122,57 @@ def compute_metrics(
         class_names: Names of the classes, in order.
         num_bootstrap: Number of bootstrap samples for the intervals.
         seed: Seed of the bootstrap.
+        contrasts: float [num_faces] of `color_contrasts`, for the slices by colour.
 
     Returns:
-        JSON-like: "all_faces" and "faces_10px" as of `summarize`, and "by_size", a list of
-        slices by the shorter box side. Undefined figures are None.
+        JSON-like: "all_faces" and "faces_10px" as of `summarize`, "series" and "no_series"
+        likewise where there is a series of photos, "by_size", a list of slices by the shorter
+        box side, and "by_color" by `contrasts`. Undefined figures are None.
     """
     large = predictions.where(predictions.short_sides >= SIZE_EDGES[0])
-    return {
-        "all_faces": summarize(predictions, class_names, num_bootstrap, seed),
-        "faces_10px": summarize(large, class_names, num_bootstrap, seed),
-        "by_size": _by_size(predictions, class_names),
+    parts = {"all_faces": predictions, "faces_10px": large}
+    series = in_series(predictions)
+    if series.any():
+        parts |= {"series": predictions.where(series), "no_series": predictions.where(~series)}
+    metrics: dict[str, Any] = {
+        name: summarize(part, class_names, num_bootstrap, seed) for name, part in parts.items()
     }
+    sizes = _slices(predictions, class_names, predictions.short_sides, SIZE_EDGES, "pixels")
+    metrics["by_size"] = sizes
+    if contrasts is not None:
+        metrics["by_color"] = _slices(
+            predictions, class_names, contrasts, CONTRAST_EDGES, "contrast"
+        )
+    return metrics
+
+
+def in_series(predictions: Predictions) -> np.ndarray:
+    """Tell which faces are of a group of at least `SERIES_PHOTOS` photos: bool [num_faces]."""
+    pairs = set(zip(predictions.groups.tolist(), predictions.photos, strict=True))
+    counts = Counter(group for group, _ in pairs)
+    return np.array([counts[group] >= SERIES_PHOTOS for group in predictions.groups.tolist()])
+
+
+def color_contrasts(images: np.ndarray) -> np.ndarray:
+    """Measure how much the colour of a face's lower half differs from that of its upper half.
+
+    It is small for bare faces, and for masks of the colour of skin; it is large for other masks,
+    and for bare faces with something before the mouth. Brightness is left out, as light from
+    above changes it: the distance is that of chroma (ITU-R BT.601), averaged over the middle of
+    each half.
+
+    Args:
+        images: uint8 [num_faces, size, size, 3], RGB.
+
+    Returns:
+        float64 [num_faces], in steps of 0-255.
+    """
+    size = images.shape[1]
+    left, right = size // 4, size * 3 // 4
+    upper = images[:, size // 5 : size * 9 // 20, left:right].mean(axis=(1, 2))
+    lower = images[:, size * 11 // 20 : size * 17 // 20, left:right].mean(axis=(1, 2))
+    chroma = (upper - lower) @ np.array(_CHROMA_FROM_RGB).T
+    return np.linalg.norm(chroma, axis=1)
 
 
 def summarize(
@@ -148,6 +215,13 @@ def summarize(
     }
 
 
+_PARTS = {
+    "all_faces": "all faces",
+    "faces_10px": "faces of 10 px and more",
+    "series": f"faces of series of {SERIES_PHOTOS} photos and more",
+    "no_series": "all other faces",
+}
+_CHROMA_FROM_RGB = ((-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 _OVERALL = ("accuracy", "macro_precision", "macro_recall", "macro_f1")
 _PER_CLASS = ("precision", "recall", "f1")
 
@@ -192,7 +266,42 @@ def _intervals(
     """
     if not len(predictions.labels):
         return {}
-    num_classes = len(class_names)
+    figures = _bootstrap(predictions, len(class_names), num_bootstrap, seed)
+    overall = {name: _percentiles(figures[name]) for name in _OVERALL}
+    recalls = {name: _percentiles(figures["recall"][:, i]) for i, name in enumerate(class_names)}
+    return {**overall, "recall": recalls}
+
+
+def paired_differences(
+    first: Predictions,
+    second: Predictions,
+    num_classes: int,
+    num_bootstrap: int = 1000,
+    seed: int = 0,
+) -> dict[str, list[float]]:
+    """Return 95 % intervals of what the second's figures have more than the first's.
+
+    Both are drawn together: what is hard for one is hard for the other, so the interval of the
+    difference is much narrower than those of the figures.
+
+    Args:
+        first: Predictions of some faces.
+        second: Predictions of the same faces, in the same order.
+        num_classes: Number of classes.
+        num_bootstrap: Number of bootstrap samples.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        The interval (low, high) of each overall figure.
+    """
+    drawn = [_bootstrap(each, num_classes, num_bootstrap, seed) for each in (first, second)]
+    return {name: _percentiles(drawn[1][name] - drawn[0][name]) for name in _OVERALL}
+
+
+def _bootstrap(
+    predictions: Predictions, num_classes: int, num_bootstrap: int, seed: int
+) -> dict[str, np.ndarray]:
+    """Compute the figures of samples that draw whole groups."""
     _, groups = np.unique(predictions.groups, return_inverse=True)
     num_groups = groups.max() + 1
     cells = predictions.labels * num_classes + predictions.predicted
@@ -200,10 +309,7 @@ def _intervals(
     generator = np.random.default_rng(seed)
     drawn = generator.multinomial(num_groups, np.full(num_groups, 1 / num_groups), num_bootstrap)
     confusion = drawn @ counts.reshape(num_groups, num_classes**2)
-    figures = _figures(confusion.reshape(-1, num_classes, num_classes))
-    overall = {name: _percentiles(figures[name]) for name in _OVERALL}
-    recalls = {name: _percentiles(figures["recall"][:, i]) for i, name in enumerate(class_names)}
-    return {**overall, "recall": recalls}
+    return _figures(confusion.reshape(-1, num_classes, num_classes))
 
 
 def _percentiles(values: np.ndarray) -> list[float]:
@@ -242,18 +348,22 @@ def calibration_error(predictions: Predictions) -> float:
     return float(np.average(gaps, weights=bins["count"]))
 
 
-def _by_size(predictions: Predictions, class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """Compute accuracy, macro-F1 and recalls of slices by the shorter box side."""
+def _slices(
+    predictions: Predictions,
+    class_names: Sequence[str],
+    values: np.ndarray,
+    edges: Sequence[int],
+    key: str,
+) -> list[dict[str, Any]]:
+    """Compute accuracy, macro-F1 and recalls of slices by a value of each face."""
     slices = []
-    edges = (0, *SIZE_EDGES, np.inf)
-    sides = predictions.short_sides
-    for low, high in pairwise(edges):
-        part = predictions.where((sides >= low) & (sides < high))
+    for low, high in pairwise((0, *edges, np.inf)):
+        part = predictions.where((values >= low) & (values < high))
         confusion = confusion_matrix(part.labels, part.predicted, len(class_names))
         figures, support = _figures(confusion), confusion.sum(axis=1)
         slices.append(
             {
-                "pixels": f"under {high}" if low == 0 else f"{low} and more",
+                key: _range_name(low, high),
                 "num_faces": len(part.labels),
                 "accuracy": _number(figures["accuracy"]),
                 "macro_f1": _number(figures["macro_f1"]),
@@ -264,9 +374,13 @@ def _by_size(predictions: Predictions, class_names: Sequence[str]) -> list[dict[
                 "support": dict(zip(class_names, support.tolist(), strict=True)),
             }
         )
-        if low and high != np.inf:
-            slices[-1]["pixels"] = f"{low} to {high - 1}"
     return slices
+
+
+def _range_name(low: float, high: float) -> str:
+    if low == 0:
+        return f"under {high}"
+    return f"{low} and more" if high == np.inf else f"{low} to under {high}"
 
 
 def format_summary(metrics: dict[str, Any], class_names: Sequence[str]) -> str:
@@ -278,7 +392,9 @@ def format_summary(metrics: dict[str, Any], class_names: Sequence[str]) -> str:
     """
     width = max(12, *(len(name) for name in class_names))
     lines = []
-    for key, title in (("all_faces", "all faces"), ("faces_10px", "faces of 10 px and more")):
+    for key, title in _PARTS.items():
+        if key not in metrics:
+            continue
         part = metrics[key]
         lines.append(f"\n{title}: {part['num_faces']}")
         if not part["num_faces"]:
@@ -292,13 +408,21 @@ def format_summary(metrics: dict[str, Any], class_names: Sequence[str]) -> str:
             row = part["per_class"][name]
             figures = "  ".join(f"{row[figure]:8.3f}" for figure in _PER_CLASS)
             lines.append(f"  {name:<{width}} {figures}  {row['support']:6d}")
-    lines.append("\nby shorter side in pixels")
-    for part in metrics["by_size"]:
+    lines += _format_slices("shorter side in pixels", metrics["by_size"], "pixels")
+    if "by_color" in metrics:
+        title = "difference in colour between the halves of the face"
+        lines += _format_slices(title, metrics["by_color"], "contrast")
+    return "\n".join(lines)
+
+
+def _format_slices(title: str, slices: Sequence[dict[str, Any]], key: str) -> list[str]:
+    lines = [f"\nby {title}"]
+    for part in slices:
         accuracy = "-" if part["accuracy"] is None else f"{part['accuracy']:.3f}"
         recalls = ", ".join(
             f"{name} {'-' if value is None else f'{value:.2f}'} ({part['support'][name]})"
             for name, value in part["recall"].items()
         )
-        lines.append(f"  {part['pixels']:<12} {part['num_faces']:5d} faces  accuracy {accuracy}")
+        lines.append(f"  {part[key]:<14} {part['num_faces']:5d} faces  accuracy {accuracy}")
         lines.append(f"    recall: {recalls}")
-    return "\n".join(lines)
+    return lines

@@ -11,21 +11,24 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 os.environ.setdefault("MPLBACKEND", "agg")
 
 from fmd_tf import CLASS_NAMES
 from fmd_tf.detector import DetectorCard, build_detector, save_detector
+from fmd_tf.evaluate import write_report
 from fmd_tf.export import export_saved_model
+from fmd_tf.metrics import Predictions
 from fmd_tf.model import build_model, save_model
 from fmd_tf.splits import Split, group_photos, make_split, save_split, split_digest
-from fmd_tf.voc import read_folder
+from fmd_tf.voc import Annotation, read_folder
 from tests.serving import CARD, encode, faces, process
 from tests.test_video import write_video
 
@@ -48,6 +51,7 @@ NOT_RUN = {
     r"\.venv/bin/python -m ruff": "CI runs the linter",
     r"(cd savedmodel && )?docker compose": "needs Docker; test_deployment checks the file",
     r".*--webcam": "needs a camera",
+    r"bash run\.sh train .*--folds": "test_train runs a cross-validation",
     r"bash run\.sh benchmark (serving|infer)": "test_benchmark runs it with a smaller model",
 }
 
@@ -132,9 +136,25 @@ def _write_splits(folder: Path) -> Split:
         for each in annotations
     }
     split = make_split(labels, groups)
+    _write_folds(annotations, groups, folder / "results")
     for results in ("results", "results/detector"):
         save_split(split, groups, folder / results / "metrics" / "split.json")
     return split
+
+
+def _write_folds(annotations: Sequence[Annotation], groups: dict[str, int], folder: Path) -> None:
+    """Write the pooled predictions of two cross-validations, of chance."""
+    faces = [(each, face) for each in annotations for face in each.faces]
+    for seed in (0, 1):
+        chance = np.random.default_rng(seed).dirichlet(np.ones(len(CLASS_NAMES)), len(faces))
+        predictions = Predictions(
+            probabilities=chance.astype(np.float32),
+            labels=np.array([CLASS_NAMES.index(face.label) for _, face in faces]),
+            boxes=np.array([face.box for _, face in faces]),
+            photos=tuple(each.photo.name for each, _ in faces),
+            groups=np.array([groups[each.photo.name] for each, _ in faces]),
+        )
+        write_report(folder / f"folds-{seed}", predictions, CLASS_NAMES, num_bootstrap=2)
 
 
 @pytest.fixture(scope="module")

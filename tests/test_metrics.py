@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, precision_score, recall_score
 
-from fmd_tf.metrics import Predictions, compute_metrics, format_summary
+from fmd_tf.metrics import (
+    Predictions,
+    color_contrasts,
+    compute_metrics,
+    format_summary,
+    paired_differences,
+)
 
 NAMES = ("a", "b", "c")
 
@@ -98,7 +104,51 @@ def test_small_faces_are_reported_apart():
     assert metrics["faces_10px"]["num_faces"] == 2
     assert metrics["faces_10px"]["accuracy"] == 1.0
     slices = {part["pixels"]: part["num_faces"] for part in metrics["by_size"]}
-    assert slices == {"under 10": 1, "10 to 19": 1, "20 to 31": 0, "32 to 63": 0, "64 and more": 1}
+    assert slices == {
+        "under 10": 1,
+        "10 to under 20": 1,
+        "20 to under 32": 0,
+        "32 to under 64": 0,
+        "64 and more": 1,
+    }
+
+
+def test_a_series_has_figures_of_its_own():
+    # 21 faces of one group in 21 photos, all right; 2 faces of another group, both wrong.
+    photos = tuple(f"{i}.png" for i in range(23))
+    predictions = Predictions(
+        probabilities=np.eye(3, dtype=np.float32)[[0] * 21 + [1] * 2],
+        labels=np.zeros(23, int),
+        boxes=np.tile([0, 0, 30, 30], (23, 1)),
+        photos=photos,
+        groups=np.array([7] * 21 + [8] * 2),
+    )
+    metrics = compute_metrics(predictions, NAMES)
+    assert (metrics["series"]["num_faces"], metrics["series"]["accuracy"]) == (21, 1.0)
+    assert (metrics["no_series"]["num_faces"], metrics["no_series"]["accuracy"]) == (2, 0.0)
+    assert "series" not in compute_metrics(predictions.where(np.arange(23) > 10), NAMES)
+
+
+def test_color_contrast_sees_colour_and_not_brightness():
+    images = np.full((3, 20, 20, 3), 100, np.uint8)
+    images[1, 10:] = 60  # darker below, as grey
+    images[2, 10:] = (100, 100, 200)  # blue below
+    # Chroma of a difference of 100 in blue: 100 * (0.5, -0.081312), a length of 50.66.
+    np.testing.assert_allclose(color_contrasts(images), [0, 0, 50.66], atol=0.01)
+
+
+def test_slices_by_colour():
+    predictions = _predictions([0, 1, 1], [0, 1, 0])
+    metrics = compute_metrics(predictions, NAMES, contrasts=np.array([1.0, 9.0, 25.0]))
+    counts = {part["contrast"]: part["num_faces"] for part in metrics["by_color"]}
+    assert counts == {
+        "under 4": 1,
+        "4 to under 8": 0,
+        "8 to under 12": 1,
+        "12 to under 20": 0,
+        "20 and more": 1,
+    }
+    assert "difference in colour" in format_summary(metrics, NAMES)
 
 
 def test_a_class_without_faces_is_named_and_json_is_finite():
@@ -120,3 +170,14 @@ def test_summary_names_every_class():
     text = format_summary(compute_metrics(_predictions([0, 1, 2], [0, 1, 1]), NAMES), NAMES)
     assert "accuracy      0.6667" in text
     assert all(f"\n  {name} " in text for name in NAMES)
+
+
+def test_paired_differences_are_of_the_same_faces():
+    # Of 6 faces, each a group, the first is right 3 times and the second 5 times.
+    first = _predictions([0, 1, 2, 0, 1, 2], [0, 1, 2, 1, 2, 0])
+    second = _predictions([0, 1, 2, 0, 1, 2], [0, 1, 2, 0, 1, 0])
+    low, high = paired_differences(first, second, 3)["accuracy"]
+    assert low <= 2 / 6 <= high
+    # A drawn sample can hold no face that only the first has right.
+    assert low >= 0
+    assert paired_differences(first, first, 3)["macro_f1"] == [0.0, 0.0]

@@ -1,0 +1,98 @@
+"""Compare runs on the same faces: `python -m fmd_tf.compare BASE OTHER ...`.
+
+Each argument is a results folder of training or evaluation. Differences come with an interval
+of their own, by a bootstrap that draws the groups of both runs together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fmd_tf.evaluate import PredictionsError, read_predictions
+from fmd_tf.metrics import Predictions, compute_metrics, paired_differences
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the process' exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fmd_tf.compare",
+        description="Compare runs on the same faces, as a Markdown table.",
+    )
+    parser.add_argument("base", type=Path, help="results folder of the run to compare with")
+    parser.add_argument("others", type=Path, nargs="+", help="results folders of other runs")
+    arguments = parser.parse_args(argv)
+    try:
+        print(compare(arguments.base, arguments.others))
+    except (PredictionsError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def compare(base: Path, others: Sequence[Path]) -> str:
+    """Return a Markdown table with a row a run.
+
+    The rare class is the one with the fewest faces.
+
+    Args:
+        base: Results folder of the run that the differences are to.
+        others: Results folders of runs on the same faces.
+
+    Raises:
+        PredictionsError: A folder has no predictions, or they are of other faces.
+        OSError: A file cannot be read.
+    """
+    first, class_names = _read(base)
+    lines = [
+        "| run | accuracy | difference (95 %) | macro-F1 | difference (95 %) | rare recall "
+        "| calibration error | minutes |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        _row(base, first, class_names, None),
+    ]
+    for folder in others:
+        predictions, names = _read(folder)
+        if names != class_names or predictions.faces != first.faces:
+            raise PredictionsError(f"{folder} is of other faces or classes than {base}")
+        differences = paired_differences(first, predictions, len(class_names))
+        lines.append(_row(folder, predictions, class_names, differences))
+    return "\n".join(lines)
+
+
+def _read(folder: Path) -> tuple[Predictions, tuple[str, ...]]:
+    predictions, class_names = read_predictions(folder / "metrics" / "predictions.csv")
+    return predictions.in_order(), class_names
+
+
+def _row(
+    folder: Path,
+    predictions: Predictions,
+    class_names: Sequence[str],
+    differences: dict[str, list[float]] | None,
+) -> str:
+    figures = compute_metrics(predictions, class_names, num_bootstrap=1)["all_faces"]
+    rare = min(figures["per_class"].values(), key=lambda each: each["support"])
+    cells = [folder.name]
+    for name in ("accuracy", "macro_f1"):
+        low, high = differences[name] if differences else (0.0, 0.0)
+        cells.append(f"{figures[name]:.4f}")
+        cells.append(f"{low:+.3f} to {high:+.3f}" if differences else "")
+    cells += [f"{rare['recall']:.3f}", f"{figures['calibration_error']:.3f}", _minutes(folder)]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _minutes(folder: Path) -> str:
+    """Return the wall time of a training; an evaluation has none."""
+    path = folder / "metrics" / "config.json"
+    if not path.is_file():
+        return ""
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return f"{config['seconds'] / 60:.1f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
