@@ -29,6 +29,7 @@ from fmd_tf.formats import (
 )
 from fmd_tf.input_pipeline import Crops
 from fmd_tf.model import ModelCard, load_model
+from fmd_tf.row_file import Rows
 
 BATCH_SIZES = (1, 32)
 _WARM_UPS = 2
@@ -83,7 +84,7 @@ def benchmark_infer(
 
 
 def _write_all(
-    model: keras.Model, card: ModelCard, crops: np.ndarray, folder: Path
+    model: keras.Model, card: ModelCard, crops: Rows, folder: Path
 ) -> tuple[dict[str, dict], dict[str, Predictor]]:
     """Write and load what can be; a row for every format."""
     rows: dict[str, dict] = {}

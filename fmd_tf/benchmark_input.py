@@ -65,12 +65,13 @@ def benchmark_input(
     )
     steps = steps_per_epoch(len(crops), batch_size)
     weights = sampling_weights(crops.labels, len(class_names), _BALANCE)
+    images = np.asarray(crops.images)
     order = np.random.default_rng(0).choice(len(crops), len(crops), p=weights)
     ways: dict[str, Way] = {
         "decoding": lambda: _decode(annotations),
         "first epoch": lambda: load_crops(photos, image_size, _PADDING),
         "OpenCV, a face at a time": _opencv(annotations, image_size),
-        "NumPy copy": lambda: _copy(crops.images, order, batch_size),
+        "NumPy copy": lambda: _copy(images, order, batch_size),
         "later epochs": lambda: [next(later) for _ in range(steps)],
     }
     rates = _measure(ways, len(crops), rounds)

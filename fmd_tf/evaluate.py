@@ -26,6 +26,7 @@ from fmd_tf.gradcam import plot_grad_cam
 from fmd_tf.input_pipeline import Crops, eval_dataset, load_crops
 from fmd_tf.metrics import Predictions, color_contrasts, compute_metrics, format_summary
 from fmd_tf.model import ModelCard, ModelError, load_model
+from fmd_tf.row_file import Rows
 from fmd_tf.splits import SplitError, load_split
 from fmd_tf.voc import AnnotationError, Folder
 
@@ -198,7 +199,7 @@ def _write_record(results_dir: Path, settings: dict[str, Any], card: ModelCard) 
 
 
 def predict_probabilities(
-    model: keras.Model, images: np.ndarray, batch_size: int = 32, tta: bool = False
+    model: keras.Model, images: Rows, batch_size: int = 32, tta: bool = False
 ) -> np.ndarray:
     """Predict all crops, in order.
 
@@ -212,9 +213,10 @@ def predict_probabilities(
         float32 [num_faces, num_classes].
     """
     verbose = 1 if sys.stdout.isatty() else 0
-    probabilities = model.predict(eval_dataset(images, batch_size), verbose=verbose)
+    batches = eval_dataset(images, batch_size)
+    probabilities = model.predict(batches, verbose=verbose)
     if tta:
-        mirrored = eval_dataset(images[:, :, ::-1], batch_size)
+        mirrored = batches.map(lambda crops: crops[:, :, ::-1])
         probabilities = (probabilities + model.predict(mirrored, verbose=verbose)) / 2
     return np.asarray(probabilities, np.float32)
 
@@ -223,7 +225,7 @@ def write_report(
     results_dir: Path,
     predictions: Predictions,
     class_names: Sequence[str],
-    crops_images: np.ndarray | None = None,
+    crops_images: Rows | None = None,
     model: keras.Model | None = None,
     history: Sequence[Mapping[str, Any]] | None = None,
     num_bootstrap: int = 1000,

@@ -24,6 +24,7 @@ from fmd_tf.input_pipeline import Crops, eval_dataset
 from fmd_tf.model import ModelCard
 from fmd_tf.model_card import format_model_card
 from fmd_tf.publish import publishing
+from fmd_tf.row_file import Rows
 
 Predictor = Callable[[np.ndarray], np.ndarray]
 CALIBRATION_FACES = 300
@@ -56,7 +57,7 @@ class Format:
     file: str
     packages: tuple[str, ...]
     extra: str
-    write: Callable[[keras.Model, Path, np.ndarray], None]
+    write: Callable[[keras.Model, Path, Rows], None]
     load: Callable[[Path], Predictor]
     calibrated: bool = False
 
@@ -67,7 +68,7 @@ def export_format(
     card: ModelCard,
     folder: Path,
     overwrite: bool = False,
-    crops: np.ndarray | None = None,
+    crops: Rows | None = None,
 ) -> Path:
     """Write a classifier in one format.
 
@@ -210,7 +211,7 @@ def _write_texts(card: ModelCard, folder: Path) -> None:
     (folder / "README.md").write_text(format_model_card(card), encoding="utf-8")
 
 
-def _write_litert(model: keras.Model, path: Path, crops: np.ndarray) -> None:
+def _write_litert(model: keras.Model, path: Path, crops: Rows) -> None:
     """Keep weights in float16 and compute in float32."""
     model.export(
         str(path),
@@ -221,14 +222,14 @@ def _write_litert(model: keras.Model, path: Path, crops: np.ndarray) -> None:
     )
 
 
-def _write_litert_dynamic(model: keras.Model, path: Path, crops: np.ndarray) -> None:
+def _write_litert_dynamic(model: keras.Model, path: Path, crops: Rows) -> None:
     """Keep weights in int8, and quantise activations as they come, each time anew."""
     model.export(
         str(path), format="litert", verbose=False, optimizations=[tf.lite.Optimize.DEFAULT]
     )
 
 
-def _write_litert_int8(model: keras.Model, path: Path, crops: np.ndarray) -> None:
+def _write_litert_int8(model: keras.Model, path: Path, crops: Rows) -> None:
     """Quantise weights for each channel, and activations, to int8 (Jacob et al. 2018).
 
     Input and output stay float32.
@@ -270,7 +271,7 @@ def _load_litert(path: Path) -> Predictor:
     return predict
 
 
-def _write_onnx(model: keras.Model, path: Path, crops: np.ndarray) -> None:
+def _write_onnx(model: keras.Model, path: Path, crops: Rows) -> None:
     model(np.zeros((1, *model.input_shape[1:]), np.float32))  # Keras wants it to have been called.
     with warnings.catch_warnings():
         # Keras asks for np.object, which NumPy no longer has, and is warned of it.
@@ -286,7 +287,7 @@ def _load_onnx(path: Path) -> Predictor:
     return lambda crops: session.run(None, {name: crops.astype(np.float32)})[0]
 
 
-def _write_openvino(model: keras.Model, path: Path, crops: np.ndarray) -> None:
+def _write_openvino(model: keras.Model, path: Path, crops: Rows) -> None:
     model.export(str(path), format="openvino", verbose=False)
 
 

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from fmd_tf.metrics import Predictions
 from fmd_tf.plots import plot_grid
+from fmd_tf.row_file import Rows
 
 _HEAD = ("pool", "head_dropout_1", "head_dense", "head_dropout_2", "logits")
 
@@ -47,7 +48,7 @@ def grad_cam(model: keras.Model, images: np.ndarray, classes: np.ndarray) -> np.
 
 def plot_grad_cam(
     model: keras.Model,
-    images: np.ndarray,
+    images: Rows,
     predictions: Predictions,
     class_names: Sequence[str],
     per_class: int = 3,

@@ -15,14 +15,15 @@ import numpy as np
 import tensorflow as tf
 
 from fmd_tf.exif import read_orientation, turn_upright
+from fmd_tf.row_file import RowFile, Rows
 
 
 @dataclass(frozen=True)
 class Crops:
-    """Face crops in memory, row `i` of every field belonging to face `i`.
+    """Face crops, row `i` of every field belonging to face `i`.
 
     Attributes:
-        images: uint8 [num_faces, image_size, image_size, 3], RGB 0-255.
+        images: uint8 [num_faces, image_size, image_size, 3], RGB 0-255, on disk: indexing reads.
         labels: int32 [num_faces], indices into the class names.
         boxes: int32 [num_faces, 4], pixels of the photo, not padded.
         photos: File name of each face's photo.
@@ -30,7 +31,7 @@ class Crops:
         group_of_photo: Group of every photo that was read, those without faces too.
     """
 
-    images: np.ndarray
+    images: RowFile
     labels: np.ndarray
     boxes: np.ndarray
     photos: tuple[str, ...]
@@ -51,7 +52,7 @@ class Crops:
 
     def _take(self, keep: np.ndarray) -> Crops:
         return Crops(
-            images=self.images[keep],
+            images=self.images.where(keep),
             labels=self.labels[keep],
             boxes=self.boxes[keep],
             photos=tuple(np.array(self.photos, dtype=object)[keep]),
@@ -162,7 +163,7 @@ def load_crops(
     padding: float = 0.1,
     square: bool = True,
 ) -> Crops:
-    """Decode each photo once and keep all its face crops in memory.
+    """Decode each photo once and keep all its face crops on disk.
 
     Args:
         photos: The examples of `fmd_tf.face_mask_dataset.load_photos`.
@@ -189,8 +190,8 @@ def load_crops(
 
 
 def _gather_crops(cropped: Iterator[dict], image_size: int) -> Crops:
-    """Concatenate the crops of photos; the first, empty rows keep the shapes of no photo."""
-    images = [np.zeros((0, image_size, image_size, 3), np.uint8)]
+    """Gather the crops of photos; the first, empty rows keep the shapes of no photo."""
+    images = RowFile((image_size, image_size, 3), np.uint8)
     labels, boxes = [np.zeros(0, np.int32)], [np.zeros((0, 4), np.int32)]
     groups, photos = [np.zeros(0, np.int64)], list[str]()
     group_of_photo = {}
@@ -203,7 +204,7 @@ def _gather_crops(cropped: Iterator[dict], image_size: int) -> Crops:
         photos += [example["photo"].decode()] * num_faces
         group_of_photo[example["photo"].decode()] = int(example["group"])
     return Crops(
-        images=np.concatenate(images),
+        images=images,
         labels=np.concatenate(labels),
         boxes=np.concatenate(boxes),
         photos=tuple(photos),
@@ -230,7 +231,7 @@ def sampling_weights(labels: np.ndarray, num_classes: int, balance: float) -> np
 
 
 def train_dataset(
-    images: np.ndarray,
+    images: Rows,
     labels: np.ndarray,
     num_classes: int,
     batch_size: int,
@@ -244,7 +245,7 @@ def train_dataset(
     number of times (systematic resampling), so with `balance=0` exactly once.
 
     Args:
-        images: [num_faces, ...], crops or features, kept in host memory.
+        images: [num_faces, ...], crops or features.
         labels: int [num_faces].
         num_classes: Length of the one-hot labels.
         batch_size: Rows a batch; the last batch of an epoch may be smaller.
@@ -258,7 +259,6 @@ def train_dataset(
     """
     weights = sampling_weights(labels, num_classes, balance)
     with tf.device("CPU"):
-        image_rows = tf.constant(images)
         one_hot = tf.one_hot(labels, num_classes)
 
     def epoch_batches(epoch: tf.Tensor) -> tf.data.Dataset:
@@ -268,7 +268,7 @@ def train_dataset(
     return (
         tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
         .flat_map(epoch_batches)
-        .map(lambda rows: (tf.gather(image_rows, rows), tf.gather(one_hot, rows)))
+        .map(lambda rows: (_read_rows(images, rows), tf.gather(one_hot, rows)))
         .prefetch(tf.data.AUTOTUNE)
     )
 
@@ -294,7 +294,7 @@ def steps_per_epoch(num_faces: int, batch_size: int) -> int:
 
 
 def eval_dataset(
-    images: np.ndarray, batch_size: int, labels: np.ndarray | None = None, num_classes: int = 0
+    images: Rows, batch_size: int, labels: np.ndarray | None = None, num_classes: int = 0
 ) -> tf.data.Dataset:
     """Make batches for evaluation: the order is kept and no row is dropped.
 
@@ -307,7 +307,17 @@ def eval_dataset(
     Returns:
         Batches of images, or (images, float32 one-hot labels).
     """
-    with tf.device("CPU"):
-        rows = tf.constant(images)
-        data = rows if labels is None else (rows, tf.one_hot(labels, num_classes))
-    return tf.data.Dataset.from_tensor_slices(data).batch(batch_size).prefetch(tf.data.AUTOTUNE)
+    batches = tf.data.Dataset.range(len(images)).batch(batch_size)
+    if labels is None:
+        dataset = batches.map(lambda rows: _read_rows(images, rows))
+    else:
+        with tf.device("CPU"):
+            one_hot = tf.one_hot(labels, num_classes)
+        dataset = batches.map(lambda rows: (_read_rows(images, rows), tf.gather(one_hot, rows)))
+    return dataset.prefetch(tf.data.AUTOTUNE)
+
+
+def _read_rows(images: Rows, rows: tf.Tensor) -> tf.Tensor:
+    """Read a batch of rows from wherever they are."""
+    batch = tf.numpy_function(lambda indices: images[indices], [rows], tf.as_dtype(images.dtype))
+    return tf.ensure_shape(batch, [None, *images.shape[1:]])

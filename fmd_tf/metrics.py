@@ -16,6 +16,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from fmd_tf.input_pipeline import Crops
+    from fmd_tf.row_file import Rows
 
 SIZE_EDGES = (10, 20, 32, 64)
 """Shorter box sides, in pixels, at which the slices by size begin."""
@@ -57,17 +58,6 @@ class Predictions:
     def from_crops(cls, crops: Crops, probabilities: np.ndarray) -> Predictions:
         """Join probabilities, float [num_faces, num_classes], with the faces they are of."""
         return cls(probabilities, crops.labels, crops.boxes, crops.photos, crops.groups)
-
-    @classmethod
-    def concatenate(cls, parts: Sequence[Predictions]) -> Predictions:
-        """Pool the predictions of several models on different faces."""
-        return cls(
-            probabilities=np.concatenate([part.probabilities for part in parts]),
-            labels=np.concatenate([part.labels for part in parts]),
-            boxes=np.concatenate([part.boxes for part in parts]),
-            photos=tuple(photo for part in parts for photo in part.photos),
-            groups=np.concatenate([part.groups for part in parts]),
-        )
 
     @property
     def predicted(self) -> np.ndarray:
@@ -153,7 +143,7 @@ def in_series(predictions: Predictions) -> np.ndarray:
     return np.array([counts[group] >= SERIES_PHOTOS for group in predictions.groups.tolist()])
 
 
-def color_contrasts(images: np.ndarray) -> np.ndarray:
+def color_contrasts(images: Rows) -> np.ndarray:
     """Measure how much the colour of a face's lower half differs from that of its upper half.
 
     It is small for bare faces, and for masks of the colour of skin; it is large for other masks,
@@ -167,12 +157,19 @@ def color_contrasts(images: np.ndarray) -> np.ndarray:
     Returns:
         float64 [num_faces], in steps of 0-255.
     """
+    starts = range(0, len(images), _CHUNK)
+    parts = [_half_differences(images[start : start + _CHUNK]) for start in starts]
+    chroma = np.concatenate(parts) @ np.array(_CHROMA_FROM_RGB).T
+    return np.linalg.norm(chroma, axis=1)
+
+
+def _half_differences(images: np.ndarray) -> np.ndarray:
+    """Return what the upper half's colour has more than the lower's: float64 [num_faces, 3]."""
     size = images.shape[1]
     left, right = size // 4, size * 3 // 4
     upper = images[:, size // 5 : size * 9 // 20, left:right].mean(axis=(1, 2))
     lower = images[:, size * 11 // 20 : size * 17 // 20, left:right].mean(axis=(1, 2))
-    chroma = (upper - lower) @ np.array(_CHROMA_FROM_RGB).T
-    return np.linalg.norm(chroma, axis=1)
+    return upper - lower
 
 
 def summarize(
@@ -221,6 +218,7 @@ _PARTS = {
     "series": f"faces of series of {SERIES_PHOTOS} photos and more",
     "no_series": "all other faces",
 }
+_CHUNK = 1024
 _CHROMA_FROM_RGB = ((-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 _OVERALL = ("accuracy", "macro_precision", "macro_recall", "macro_f1")
 _PER_CLASS = ("precision", "recall", "f1")

@@ -21,9 +21,11 @@ from fmd_tf.checkpoints import MONITOR, BestModel, RunFolder, SaveState, Trainin
 from fmd_tf.distill import DistilledModel, Teacher
 from fmd_tf.input_pipeline import Crops
 from fmd_tf.model import features_model, freeze_batch_norm, head_model, logits_model
+from fmd_tf.row_file import RowFile, Rows
 
 HEAD, FINE_TUNE = "head", "fine_tune"
 _AVERAGED_EPOCHS = 1.5
+_CHUNK = 8192
 SaveBest = Callable[[str, int, Mapping[str, float]], None]
 
 
@@ -56,7 +58,7 @@ class Teaching:
     """
 
     teacher: Teacher
-    images: np.ndarray
+    images: Rows
 
 
 def train_model(
@@ -138,12 +140,16 @@ def _augmented(
     return keras.Sequential([image, augmentation, logits_model(model)])
 
 
-def _features(model: keras.Model, images: np.ndarray, batch_size: int) -> np.ndarray:
-    """Compute the pooled features of all crops once: float32 [num_faces, depth]."""
+def _features(model: keras.Model, images: Rows, batch_size: int) -> RowFile:
+    """Compute the pooled features of all crops once: float32 [num_faces, depth], on disk."""
     print(f"Computing frozen features of {len(images)} faces", flush=True)
-    batches = input_pipeline.eval_dataset(images, batch_size)
-    features = features_model(model).predict(batches, verbose=_verbosity())
-    return np.asarray(features, np.float32)
+    frozen = features_model(model)
+    rows = RowFile(frozen.output.shape[1:], np.float32)
+    for start in range(0, len(images), _CHUNK):
+        batches = input_pipeline.eval_dataset(images[start : start + _CHUNK], batch_size)
+        features = frozen.predict(batches, verbose=_verbosity())
+        rows.append(np.asarray(features, np.float32))
+    return rows
 
 
 def _compile(model: keras.Model, recipe: Recipe, lr: float, epochs: int, num_faces: int) -> None:
@@ -178,8 +184,8 @@ def _compile(model: keras.Model, recipe: Recipe, lr: float, epochs: int, num_fac
 def _fit(
     model: keras.Model,
     phase: str,
-    train: tuple[np.ndarray, np.ndarray],
-    val: tuple[np.ndarray, np.ndarray],
+    train: tuple[Rows, np.ndarray],
+    val: tuple[Rows, np.ndarray],
     recipe: Recipe,
     epochs: int,
     run: RunFolder,
@@ -298,7 +304,7 @@ def _divisible_batch_size(num_faces: int, batch_size: int) -> int:
 
 
 def _train_batches(
-    train: tuple[np.ndarray, np.ndarray], recipe: Recipe, batch_size: int, first_epoch: int
+    train: tuple[Rows, np.ndarray], recipe: Recipe, batch_size: int, first_epoch: int
 ) -> tf.data.Dataset:
     options = tf.data.Options()
     # A mirrored strategy splits each batch; sharding the source would drop faces.

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from fmd_tf.metrics import NUM_BINS, Predictions, calibration_bins, calibration_error
+from fmd_tf.row_file import Rows
 
 _BLUE, _ORANGE, _GRAY = "#0072B2", "#D55E00", "#777777"  # Okabe & Ito: safe for colour-blind eyes.
 
@@ -121,7 +122,7 @@ def plot_reliability(predictions: Predictions) -> Figure:
 
 
 def plot_mistakes(
-    predictions: Predictions, images: np.ndarray, class_names: Sequence[str], most: int = 24
+    predictions: Predictions, images: Rows, class_names: Sequence[str], most: int = 24
 ) -> Figure:
     """Show the mistakes that the model was surest of.
 

@@ -52,6 +52,7 @@ from fmd_tf.voc import Folder
 
 _FEWEST_STEPS = 8
 _SMALLEST_BATCH = 4
+_CHUNK = 1024
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -269,7 +270,9 @@ def _identity(config: TrainConfig, crops: Crops, split: Split) -> dict:
     settings = asdict(config)
     for name in ("checkpoint_dir", "results_dir", "export_dir", "overwrite", "device"):
         del settings[name]
-    digest = hashlib.sha256(crops.images.tobytes())
+    digest = hashlib.sha256()
+    for start in range(0, len(crops), _CHUNK):
+        digest.update(crops.images[start : start + _CHUNK].tobytes())
     digest.update(crops.labels.tobytes())
     digest.update(json.dumps(asdict(split)).encode())
     if config.distill:
@@ -323,20 +326,20 @@ def _cross_validate(config: TrainConfig, crops: Crops) -> dict:
     groups, labels = crops.group_of_photo, _labels_by_photo(crops)
     folds = make_folds(labels, groups, config.folds, config.val_fraction, config.seed)
     crops = crops.at_least(config.min_face_size)
-    pooled, order = [], []
+    probabilities = np.zeros((len(crops), len(config.class_names)), np.float32)
     for index, split in enumerate(folds):
         print(f"Fold {index + 1} of {len(folds)}", flush=True)
         name = f"fold-{index}"
         run = _train(config, crops, split, config.checkpoint_dir / name, f"split-{name}.json")
-        test = crops.select(split.test)
-        pooled.append(_predict(config, load_model(run.best_model)[0], test))
-        order.append(test.images)
+        tested = np.isin(crops.photos, split.test)
+        model = load_model(run.best_model)[0]
+        probabilities[tested] = _predict(config, model, crops.select(split.test)).probabilities
         keras.backend.clear_session()
     return write_report(
         config.results_dir,
-        Predictions.concatenate(pooled),
+        Predictions.from_crops(crops, probabilities),
         config.class_names,
-        crops_images=np.concatenate(order),
+        crops_images=crops.images,
     )
 
 

@@ -159,13 +159,6 @@ def test_a_class_without_faces_is_named_and_json_is_finite():
     assert metrics["faces_10px"]["macro_f1"] is None
 
 
-def test_concatenate_pools_folds():
-    first, second = _predictions([0, 1], [0, 1]), _predictions([2], [0])
-    pooled = Predictions.concatenate([first, second])
-    assert pooled.labels.tolist() == [0, 1, 2]
-    assert pooled.photos == ("0.png", "1.png", "0.png")
-
-
 def test_summary_names_every_class():
     text = format_summary(compute_metrics(_predictions([0, 1, 2], [0, 1, 1]), NAMES), NAMES)
     assert "accuracy      0.6667" in text
