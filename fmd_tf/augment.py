@@ -10,6 +10,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from fmd_tf import experiments
+
 LOW_RESOLUTIONS = (8, 10, 12, 16, 20, 24, 32, 48)
 """Face sizes in pixels that `LowResolution` simulates; the data's median face has 21."""
 
@@ -87,6 +89,9 @@ def build_augmentation(image_size: int, seed: int) -> keras.Sequential:
         Model from float32 [batch, image_size, image_size, 3], RGB 0-255, to the same.
     """
     layers = keras.layers
+    low = [LowResolution(seed=seed + 6, dtype="float32")]
+    if "no_low_resolution" in experiments.ACTIVE:
+        low = []
     return keras.Sequential(
         [
             keras.Input((image_size, image_size, 3)),
@@ -98,7 +103,8 @@ def build_augmentation(image_size: int, seed: int) -> keras.Sequential:
             layers.RandomZoom((-0.15, 0.15), fill_mode="nearest", seed=seed + 3, dtype="float32"),
             layers.RandomBrightness(0.2, seed=seed + 4, dtype="float32"),
             layers.RandomContrast(0.25, value_range=(0, 255), seed=seed + 5, dtype="float32"),
-            LowResolution(seed=seed + 6, dtype="float32"),
+            *experiments.more_augmentation(seed + 7),
+            *low,
         ],
         name="augmentation",
     )

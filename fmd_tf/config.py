@@ -107,6 +107,7 @@ class TrainConfig(RunConfig):
     )
     scheduler: str = _setting("plateau", "learning rate: plateau or cosine", ("plateau", "cosine"))
     patience: int = _setting(6, "epochs without a better macro-F1 before training stops")
+    experiments: tuple[str, ...] = _setting((), "changes to the recipe, of fmd_tf.experiments")
     ema: float = _setting(
         0.99, "momentum of the moving average of the weights, which is what is kept; 0 for none"
     )

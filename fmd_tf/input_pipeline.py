@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
+from fmd_tf import experiments
 from fmd_tf.exif import read_orientation, turn_upright
 
 
@@ -152,7 +153,9 @@ def _cut(photo: tf.Tensor, window: tf.Tensor, image_size: int) -> tf.Tensor:
     rows = tf.clip_by_value(tf.range(ymin, ymax), 0, height - 1)
     columns = tf.clip_by_value(tf.range(xmin, xmax), 0, width - 1)
     crop = tf.gather(tf.gather(photo, rows, axis=0), columns, axis=1)
-    crop = tf.image.resize(crop, [image_size, image_size], antialias=True)
+    crop = tf.image.resize(
+        crop, [image_size, image_size], method=experiments.resize_method(), antialias=True
+    )
     return tf.saturate_cast(tf.round(crop), tf.uint8)
 
 
@@ -269,6 +272,7 @@ def train_dataset(
         tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
         .flat_map(epoch_batches)
         .map(lambda rows: (tf.gather(image_rows, rows), tf.gather(one_hot, rows)))
+        .map(lambda images, labels: experiments.mix(images, labels, seed))
         .prefetch(tf.data.AUTOTUNE)
     )
 

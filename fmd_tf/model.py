@@ -17,7 +17,7 @@ from typing import Any
 
 import keras
 
-from fmd_tf import MIN_IMAGE_SIZE
+from fmd_tf import MIN_IMAGE_SIZE, experiments
 
 _CARD_MEMBER = "fmd_tf.json"
 
@@ -167,7 +167,8 @@ def _run_backbone(
     """Preprocess and apply; from pretrained weights in inference mode always."""
     if weights == "none":
         _speed_up_batch_norm(features)
-    mode = {} if weights == "none" else {"training": False}
+    trained = weights == "none" or "batch_norm" in experiments.ACTIVE
+    mode = {} if trained else {"training": False}
     return features(_BACKBONES[model_name].preprocess(image), **mode)
 
 
@@ -187,7 +188,7 @@ def _load_backbone(model_name: str, image_size: int | None, weights: str) -> ker
         raise
     except Exception as error:
         raise ModelError(_weights_message(model_name, weights, error)) from error
-    return model
+    return experiments.change_backbone(model)
 
 
 def _speed_up_batch_norm(backbone: keras.Model) -> None:
@@ -242,8 +243,10 @@ def freeze_batch_norm(model: keras.Model) -> None:
     """Make all weights trainable but those of batch norm; recompile afterwards."""
     backbone = model.get_layer("backbone")
     backbone.trainable = True
-    for layer in backbone.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
+    half = len(backbone.layers) // 2 if "top_half" in experiments.ACTIVE else 0
+    for index, layer in enumerate(backbone.layers):
+        frozen = isinstance(layer, keras.layers.BatchNormalization)
+        if index < half or (frozen and "batch_norm" not in experiments.ACTIVE):
             layer.trainable = False
 
 

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from fmd_tf import input_pipeline
+from fmd_tf import experiments, input_pipeline
 from fmd_tf.augment import build_augmentation
 from fmd_tf.checkpoints import MONITOR, BestModel, RunFolder, SaveState, TrainingState
 from fmd_tf.distill import DistilledModel, Teacher
@@ -84,7 +84,7 @@ def train_model(
     run.history = list(state.history) if state else []
     if recipe.head_epochs and (state is None or state.phase == HEAD):
         head = head_model(model)
-        _compile(head, recipe, recipe.head_lr, recipe.head_epochs, len(train))
+        _compile(head, recipe, recipe.head_lr, recipe.head_epochs, train.labels)
         if state is None or not state.done:
             features = [_features(model, part.images, recipe.batch_size) for part in (train, val)]
             data = [(rows, part.labels) for rows, part in zip(features, (train, val), strict=True)]
@@ -114,7 +114,7 @@ def _fine_tune(
         freeze_batch_norm(model)
     images = teaching.images if teaching else train.images
     augmented = _augmented(model, images.shape[1], recipe.seed, teaching)
-    _compile(augmented, recipe, recipe.lr, recipe.epochs, len(train))
+    _compile(augmented, recipe, recipe.lr, recipe.epochs, train.labels)
     _fit(
         augmented,
         FINE_TUNE,
@@ -146,9 +146,11 @@ def _features(model: keras.Model, images: np.ndarray, batch_size: int) -> np.nda
     return np.asarray(features, np.float32)
 
 
-def _compile(model: keras.Model, recipe: Recipe, lr: float, epochs: int, num_faces: int) -> None:
+def _compile(
+    model: keras.Model, recipe: Recipe, lr: float, epochs: int, labels: np.ndarray
+) -> None:
     """Compile with AdamW and smoothed cross-entropy, and make the optimizer's variables."""
-    steps = input_pipeline.steps_per_epoch(num_faces, recipe.batch_size)
+    steps = input_pipeline.steps_per_epoch(len(labels), recipe.batch_size)
     rate: float | keras.optimizers.schedules.LearningRateSchedule = lr
     if recipe.scheduler == "cosine":
         rate = keras.optimizers.schedules.CosineDecay(
@@ -166,9 +168,7 @@ def _compile(model: keras.Model, recipe: Recipe, lr: float, epochs: int, num_fac
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     model.compile(
         optimizer=optimizer,
-        loss=keras.losses.CategoricalCrossentropy(
-            from_logits=True, label_smoothing=recipe.label_smoothing
-        ),
+        loss=experiments.make_loss(labels, recipe.num_classes, recipe.label_smoothing),
         metrics=["accuracy", keras.metrics.F1Score(average="macro", name="macro_f1")],
     )
     # Saved states are loaded into these variables, so they must be there before training.

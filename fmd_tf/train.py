@@ -17,6 +17,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from fmd_tf import experiments
 from fmd_tf.calibration import apply_temperature, fit_temperature
 from fmd_tf.checkpoints import (
     RunFolder,
@@ -78,6 +79,9 @@ def train_and_evaluate(config: TrainConfig) -> dict:
         ValueError: A subclass for each kind of unusable input, with a message for the user.
     """
     started = time.perf_counter()
+    experiments.ACTIVE.update(config.experiments)
+    if unknown := experiments.ACTIVE - set(experiments.NAMES):
+        raise ConfigError(f"--experiments: unknown {unknown}")
     select_device(config.device)
     require_writable(config.checkpoint_dir, config.results_dir, config.export_dir)
     config = _resolve_weights(config)
