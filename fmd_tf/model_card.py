@@ -94,20 +94,45 @@ def _figures(card: ModelCard) -> list[str]:
         "| faces | accuracy | macro-F1 | calibration error |",
         "| --- | --- | --- | --- |",
     ]
-    for title, name in (("all", "all_faces"), ("10 px and more", "faces_10px")):
-        lines.append(_overall_row(title, report[name]))
+    lines += [_overall_row(title, report[name]) for name, title in _PARTS.items() if name in report]
     lines += ["", "| class | faces | precision | recall |", "| --- | --- | --- | --- |"]
     for name, figures in report["all_faces"]["per_class"].items():
         lines.append(f"| `{name}` | {figures['support']} | {_row(figures, _PER_CLASS)} |")
     lines += ["", "| shorter side, px | faces | accuracy |", "| --- | --- | --- |"]
     for each in report["by_size"]:
         lines.append(f"| {each['pixels']} | {each['num_faces']} | {_row(each, ['accuracy'])} |")
+    lines += _colors(report, card.class_names)
     seconds = report.get("seconds")
     cost = f"Training took {seconds / 60:.0f} minutes." if seconds else ""
     return [*lines, "", f"{cost} Energy was not measured.".strip(), ""]
 
 
+def _colors(report: Mapping[str, Any], class_names: Sequence[str]) -> list[str]:
+    """Tell where masks of the colour of skin and hands are: at the ends of this table."""
+    if "by_color" not in report:
+        return []
+    lines = [
+        "",
+        "Recall, and faces, by how much the colour of a face's lower half differs from the upper:",
+        "",
+        f"| difference | {' | '.join(f'`{name}`' for name in class_names)} |",
+        "| --- " * (1 + len(class_names)) + "|",
+    ]
+    for each in report["by_color"]:
+        cells = [
+            f"{_row(each['recall'], [name])} ({each['support'][name]})" for name in class_names
+        ]
+        lines.append(f"| {each['contrast']} | {' | '.join(cells)} |")
+    return lines
+
+
 _PER_CLASS = ("precision", "recall")
+_PARTS = {
+    "all_faces": "all",
+    "faces_10px": "10 px and more",
+    "series": "of a series",
+    "no_series": "of no series",
+}
 
 
 def _overall_row(title: str, figures: Mapping[str, Any]) -> str:

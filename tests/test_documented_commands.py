@@ -51,7 +51,7 @@ NOT_RUN = {
     r"\.venv/bin/python -m ruff": "CI runs the linter",
     r"(cd savedmodel && )?docker compose": "needs Docker; test_deployment checks the file",
     r".*--webcam": "needs a camera",
-    r"bash run\.sh train .*--folds": "test_train runs a cross-validation",
+    r".*train .*--folds": "test_train runs a cross-validation",
     r"bash run\.sh benchmark (serving|infer)": "test_benchmark runs it with a smaller model",
 }
 

@@ -42,3 +42,13 @@ def test_the_detector_is_named():
     detector = DetectorCard(640, threshold=0.4, training={"val_ap50": 0.885})
     text = format_model_card(ModelCard(NAMES, 32), detector)
     assert "detector at 640 px, with a score of at least 0.40" in text and "0.885" in text
+
+
+def test_recall_by_colour_is_told_where_it_is_known():
+    report = _report()
+    assert "lower half" not in format_model_card(ModelCard(NAMES, 32, training={"report": report}))
+    slices = {"contrast": "under 4", "recall": {"mask": None, "none": 0.5}}
+    report["by_color"] = [{**slices, "support": {"mask": 0, "none": 2}}]
+    text = format_model_card(ModelCard(NAMES, 32, training={"report": report}))
+    assert "| difference | `mask` | `none` |\n| --- | --- | --- |" in text
+    assert "| under 4 | - (0) | 0.500 (2) |" in text
