@@ -97,6 +97,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--confidence-threshold", type=_fraction, default=0.5, help="below it a face is uncertain")
     add("--face-threshold", type=_fraction, help="least score of a face; default: the detector's")
     add("--batch-size", type=_at_least(1), default=32, help="faces that are classified at a time")
+    add(
+        "--label-every",
+        type=_at_least(1),
+        default=1,
+        metavar="N",
+        help="look at every Nth frame of a video; between them faces go on as they moved",
+    )
     return parser
 
 
@@ -133,6 +140,7 @@ def predict(
     confidence_threshold: float = 0.5,
     face_threshold: float | None = None,
     batch_size: int = 32,
+    label_every: int = 1,
 ) -> Summary:
     """Find and classify the faces of photos, of a folder, or of a video, and print them.
 
@@ -152,6 +160,7 @@ def predict(
         confidence_threshold: Least probability of the likeliest class, else a face is "uncertain".
         face_threshold: Least score of a face; None takes the detector's own.
         batch_size: Faces of a photo that are classified at a time.
+        label_every: Of a video, look at the first of so many frames.
 
     Returns:
         The counts.
@@ -176,7 +185,8 @@ def predict(
         with _Results(output, settings, source) as results:
             if isinstance(source, VideoSource):
                 tracker = Tracker(confidence_threshold)
-                _label_video(source, label, tracker, _video_path(source, save_viz), window, results)
+                path = _video_path(source, save_viz)
+                _label_video(source, label, tracker, path, window, results, label_every)
             else:
                 _label_photos(source, label, save_viz, window, results)
     return results.summary
@@ -377,13 +387,14 @@ def _label_video(
     path: Path | None,
     window: Window | None,
     results: _Results,
+    label_every: int,
 ) -> None:
     """Label frame after frame until the end, Ctrl-C, or until the window is closed."""
     output = VideoFile(path, source.frame_rate) if path else None
     with closing(output) if output else nullcontext():
         try:
             show = window.play if window else None
-            for record in label_video(source, label, tracker, output, show):
+            for record in label_video(source, label, tracker, output, show, label_every):
                 results.add(record)
         except KeyboardInterrupt:
             print("stopped; what was labelled until now is kept", file=sys.stderr)
@@ -410,7 +421,7 @@ def _count(number: int, unit: str) -> str:
 def _format_face(face: LabelledFace) -> str:
     box = ", ".join(f"{value:.0f}" for value in face.box)
     chances = ", ".join(f"{name} {value:.3f}" for name, value in face.probabilities.items())
-    track = "" if face.track is None else f"face {face.track}{'' if face.seen else ' (missed)'}  "
+    track = "" if face.track is None else f"face {face.track}{'' if face.seen else ' (expected)'}  "
     return f"  {track}box ({box})  {face.label} {face.confidence:.3f}  [{chances}]"
 
 

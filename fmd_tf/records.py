@@ -20,7 +20,7 @@ Schema, version 1; a field is never taken away or given another meaning without 
 
 A frame of a video is an image with "frame" (from 0) and "seconds" (since the beginning) added;
 its faces have "track", a number that a face keeps over the frames, and "seen", false where the
-tracker remembers a face that the detector missed.
+tracker remembers a face that the detector missed or did not look for.
 
 While a run goes on, its records are lines of a partial file beside; a rerun with the same settings
 goes on after the last whole line.
@@ -61,7 +61,8 @@ class LabelledFace:
         confidence: Its probability.
         probabilities: Probability of each class by name, in the model's order.
         track: Number of the face in a video; None in a photo.
-        seen: False where a tracker remembers a face that was not found in this frame.
+        seen: False where a tracker remembers a face that was not found in this frame, or not
+            looked for.
     """
 
     box: tuple[float, float, float, float]

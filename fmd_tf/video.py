@@ -167,17 +167,22 @@ class VideoFile:
 
 @dataclass
 class _Track:
-    """A face, its pixels a frame to the right and down, and how often it was found or missed."""
+    """A face, its pixels a frame to the right and down, and how often it was found or missed.
+
+    `age` counts the frames since it was found last.
+    """
 
     face: LabelledFace
     speed: np.ndarray
     found: int = 1
     missed: int = 0
+    age: int = 0
 
     def move(self) -> None:
         """Go to where the face should be in the next frame."""
         box = np.array(self.face.box) + np.tile(self.speed, 2)
-        self.face = replace(self.face, box=_as_box(box))
+        self.face = replace(self.face, box=_as_box(box), seen=False)
+        self.age += 1
 
 
 class Tracker:
@@ -231,10 +236,16 @@ class Tracker:
             if index in matches:
                 self._correct(track, faces[matches[index]])
             else:
-                track.face, track.missed = replace(track.face, seen=False), track.missed + 1
+                track.missed += 1
         found = set(matches.values())
         self._tracks += [self._begin(face) for i, face in enumerate(faces) if i not in found]
         self._tracks = [track for track in self._tracks if self._is_kept(track)]
+        return [track.face for track in self._tracks]
+
+    def skip(self) -> list[LabelledFace]:
+        """Return the faces where they should be in the next frame, which is not looked at."""
+        for track in self._tracks:
+            track.move()
         return [track.face for track in self._tracks]
 
     def _is_kept(self, track: _Track) -> bool:
@@ -249,8 +260,8 @@ class Tracker:
         difference = np.array(now.box) - np.array(track.face.box)
         box = np.array(track.face.box) + self._new_share * difference
         shift = (difference[:2] + difference[2:]) / 2
-        track.speed = track.speed + self._new_share_speed * shift
-        track.found, track.missed = track.found + 1, 0
+        track.speed = track.speed + self._new_share_speed * shift / track.age
+        track.found, track.missed, track.age = track.found + 1, 0, 0
         track.face = self._smooth(track.face, now, _as_box(box))
 
     def _smooth(self, before: LabelledFace, now: LabelledFace, box: Box) -> LabelledFace:
@@ -324,6 +335,7 @@ def label_video(
     tracker: Tracker,
     output: VideoFile | None,
     show: Callable[[Image.Image], bool] | None = None,
+    label_every: int = 1,
 ) -> Iterator[Record]:
     """Label the frames one by one; only one is in memory.
 
@@ -333,6 +345,7 @@ def label_video(
         tracker: Keeps them steady.
         output: Where the annotated video goes.
         show: Shows an annotated frame; returns False to stop.
+        label_every: Look at the first of so many frames; in the others faces go on as they moved.
 
     Yields:
         A record a frame.
@@ -340,7 +353,8 @@ def label_video(
     clock = FrameClock()
     with closing(source):
         for frame in source:
-            record = _label_frame(source.name, frame, label, tracker)
+            looked_at = frame.index % label_every == 0
+            record = _label_frame(source.name, frame, label if looked_at else None, tracker)
             clock.tick()
             if output or show:
                 note = f"{clock.rate:.1f} frames/s"
@@ -352,11 +366,12 @@ def label_video(
                 return
 
 
-def _label_frame(name: str, frame: Frame, label: Labeller, tracker: Tracker) -> Record:
+def _label_frame(name: str, frame: Frame, label: Labeller | None, tracker: Tracker) -> Record:
+    """Label a frame; without a labeller it is not looked at."""
     height, width = frame.pixels.shape[:2]
     empty = Record(name, frame=frame.index, seconds=frame.seconds)
     try:
-        faces = tracker.update(label(Photo(frame.pixels)))
+        faces = tracker.update(label(Photo(frame.pixels))) if label else tracker.skip()
     except PhotoError as error:
         return replace(empty, error=str(error))
     inside = [_clip(face, width, height) for face in faces]

@@ -136,6 +136,24 @@ def test_a_video_is_labelled_frame_by_frame(tmp_path: Path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["in.mp4"]
 
 
+def test_between_frames_that_are_looked_at_faces_go_on(tmp_path: Path):
+    source = VideoSource(write_video(tmp_path / "in.mp4", smooth_images(9, shape=(48, 64))))
+    looks = []
+
+    def label(photo: Photo) -> list[LabelledFace]:
+        looks.append(len(looks))
+        x = 6 * looks[-1]  # 6 pixels in 3 frames.
+        return [face((x, 8, x + 16, 24))]
+
+    tracker = Tracker(new_share=1.0)  # Then the speed is the last difference, a frame.
+    records = list(label_video(source, label, tracker, None, label_every=3))
+    faces = [record.faces[0] for record in records]
+    assert looks == [0, 1, 2]
+    assert [each.seen for each in faces] == [True, False, False] * 3
+    assert [each.track for each in faces] == [1] * 9
+    assert [each.box[0] for each in faces] == [0, 0, 0, 6, 8, 10, 12, 14, 16]
+
+
 def test_a_frame_that_is_refused_does_not_end_the_video(tmp_path: Path):
     def refuse(photo: Photo) -> list[LabelledFace]:
         raise PhotoError("too large")
