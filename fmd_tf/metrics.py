@@ -177,8 +177,8 @@ def summarize(
 ) -> dict[str, Any]:
     """Compute the figures of one set of faces.
 
-    Macro figures are means over all classes; a class of no faces counts 0, as in scikit-learn
-    with `zero_division=0`, and is named in "classes_without_faces".
+    Macro figures are means over the classes that some face has or is predicted to have, as in
+    scikit-learn; classes that no face has are named in "classes_without_faces".
 
     Args:
         predictions: The faces; may be none.
@@ -239,11 +239,14 @@ def _figures(confusion: np.ndarray) -> dict[str, np.ndarray]:
     f1 = 2 * hits / np.maximum(actual + predicted, 1)
     total = confusion.sum(axis=(-2, -1))
     some = np.where(total > 0, total, np.nan)  # Of no faces, overall figures are undefined.
+    # A class that is neither there nor predicted says nothing, as in scikit-learn.
+    met = (actual + predicted > 0).sum(axis=-1)
+    num_classes = np.where(met > 0, met, np.nan)
     return {
         "accuracy": hits.sum(axis=-1) / some,
-        "macro_precision": precision.mean(axis=-1) * total / some,
-        "macro_recall": recall.mean(axis=-1) * total / some,
-        "macro_f1": f1.mean(axis=-1) * total / some,
+        "macro_precision": precision.sum(axis=-1) / num_classes,
+        "macro_recall": recall.sum(axis=-1) / num_classes,
+        "macro_f1": f1.sum(axis=-1) / num_classes,
         "precision": precision,
         "recall": recall,
         "f1": f1,

@@ -39,6 +39,21 @@ def test_a_changed_folder_is_prepared_anew(voc_dir: Path, tmp_path: Path):
     assert len(list(photos)) == 2
 
 
+def test_two_runs_may_prepare_a_folder_at_once(
+    voc_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    generate = Builder._generate_examples
+
+    def overtaken(builder, *args):
+        monkeypatch.setattr(Builder, "_generate_examples", generate)
+        load_photos(voc_dir, tfds_dir=tmp_path / "tfds")
+        return generate(builder, *args)
+
+    monkeypatch.setattr(Builder, "_generate_examples", overtaken)
+    photos, _ = load_photos(voc_dir, tfds_dir=tmp_path / "tfds")
+    assert len(list(photos)) == 1
+
+
 def test_tfds_load_by_name(voc_dir: Path, tmp_path: Path):
     photos = tfds.load(
         "face_mask_dataset",

@@ -154,9 +154,17 @@ def test_slices_by_colour():
 def test_a_class_without_faces_is_named_and_json_is_finite():
     metrics = compute_metrics(_predictions([0, 0], [0, 0], side=5), NAMES)
     assert metrics["all_faces"]["classes_without_faces"] == ["b", "c"]
+    assert metrics["all_faces"]["macro_f1"] == 1.0
     json.dumps(metrics, allow_nan=False)
     assert metrics["faces_10px"]["accuracy"] is None
     assert metrics["faces_10px"]["macro_f1"] is None
+
+
+def test_a_class_that_is_only_predicted_counts_in_macro_f1():
+    # Of class a 2 of 3 are found, F1 = 2 * 2 / (3 + 2) = 0.8; of class b none is there, F1 = 0.
+    part = compute_metrics(_predictions([0, 0, 0], [0, 0, 1]), NAMES)["all_faces"]
+    assert abs(part["macro_f1"] - f1_score([0, 0, 0], [0, 0, 1], average="macro")) < 1e-12
+    assert abs(part["macro_f1"] - 0.4) < 1e-12
 
 
 def test_summary_names_every_class():

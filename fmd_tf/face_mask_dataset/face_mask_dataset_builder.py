@@ -134,13 +134,26 @@ def load_photos(
     config = FaceMaskConfig(name=f"voc_{_fingerprint(folder)}", folder=folder)
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()  # A moving bar is no use in a log file.
-    with _silent_logging():
-        builder = Builder(config=config, data_dir=tfds_dir)
-    builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(try_download_gcs=False)
-    )
+    builder = _prepare(config, tfds_dir)
     read_config = tfds.ReadConfig(try_autocache=False, interleave_cycle_length=1)
     return builder.as_dataset(split="all", shuffle_files=False, read_config=read_config), folder
+
+
+def _prepare(config: FaceMaskConfig, tfds_dir: Path | str | None) -> Builder:
+    """Prepare a folder, unless that has been done."""
+    with _silent_logging():
+        builder = Builder(config=config, data_dir=tfds_dir)
+    try:
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+        )
+    except OSError:
+        # Another run may have prepared the same folder meanwhile; the first to rename wins.
+        with _silent_logging():
+            builder = Builder(config=config, data_dir=tfds_dir)
+        if not builder.is_prepared():
+            raise
+    return builder
 
 
 @contextmanager
