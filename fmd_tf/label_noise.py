@@ -96,9 +96,9 @@ def find_label_noise(
             replaces the kind of the mistakes that it names.
 
     Returns:
-        What `label_noise.json` holds: "num_suspects", "mistakes" by kind, and the figures
-        "with_suspects" and "without_suspects" of the averaged predictions, as of
-        `metrics.compute_metrics`.
+        What `label_noise.json` holds: "num_suspects", "num_wrong_labels" (the suspects, where no
+        verdict says otherwise), "mistakes" by kind, and the figures "with_all" and
+        "without_wrong_labels" of the averaged predictions, as of `metrics.compute_metrics`.
 
     Raises:
         PredictionsError: A file is no such table, or the tables are of different faces.
@@ -109,6 +109,7 @@ def find_label_noise(
     pooled, agreed, class_names = _pool(read, predictions)
     suspects = agreed & (_lowest_confidence(read, pooled) >= confidence)
     kinds = _kinds(pooled, suspects, _read_verdicts(verdicts) if verdicts else {})
+    wrong_labels = np.array([kinds[i] == LABEL for i in range(len(kinds))])
     wrong = np.flatnonzero(pooled.predicted != pooled.labels)
     folder = results_dir / "metrics"
     _write_mistakes(folder / "mistakes.csv", pooled, wrong, kinds, class_names)
@@ -119,9 +120,10 @@ def find_label_noise(
         "predictions": [str(path) for path in predictions],
         "confidence": confidence,
         "num_suspects": int(suspects.sum()),
+        "num_wrong_labels": int(wrong_labels.sum()),
         "mistakes": dict(Counter(kinds[i] for i in wrong.tolist()).most_common()),
-        "with_suspects": compute_metrics(pooled, class_names),
-        "without_suspects": compute_metrics(pooled.where(~suspects), class_names),
+        "with_all": compute_metrics(pooled, class_names),
+        "without_wrong_labels": compute_metrics(pooled.where(~wrong_labels), class_names),
     }
     write_text(folder / "label_noise.json", json.dumps(summary, indent=2))
     return summary
@@ -226,8 +228,11 @@ def _plot(
 def _format(summary: Mapping[str, Any]) -> str:
     """Write the kinds and both figures for the console."""
     kinds = ", ".join(f"{count} {kind}" for kind, count in summary["mistakes"].items())
-    lines = [f"Mistakes: {kinds or 'none'}", f"Suspect labels: {summary['num_suspects']}"]
-    for key in ("with_suspects", "without_suspects"):
+    lines = [
+        f"Mistakes: {kinds or 'none'}",
+        f"Suspect labels: {summary['num_suspects']}, wrong: {summary['num_wrong_labels']}",
+    ]
+    for key in ("with_all", "without_wrong_labels"):
         part = summary[key]["all_faces"]
         lines.append(
             f"{key.replace('_', ' ')}: {part['num_faces']} faces, accuracy "

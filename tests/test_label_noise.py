@@ -56,8 +56,8 @@ def test_a_label_that_every_run_contradicts_is_suspect(tmp_path: Path, data_dir:
     # The second mistake is as sure, 0.95 in both runs, and 6 pixels wide.
     assert summary["num_suspects"] == 2
     assert summary["mistakes"] == {"label": 2}
-    assert summary["with_suspects"]["all_faces"]["accuracy"] == 0.5
-    assert summary["without_suspects"]["all_faces"]["accuracy"] == 1.0
+    assert summary["with_all"]["all_faces"]["accuracy"] == 0.5
+    assert summary["without_wrong_labels"]["all_faces"]["accuracy"] == 1.0
     with Image.open(folder / "mistakes_sorted.png") as picture:
         assert picture.width > 100
     with (folder / "mistakes.csv").open() as file:
