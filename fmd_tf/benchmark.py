@@ -21,6 +21,7 @@ from fmd_tf.benchmark_photo import benchmark_photo, format_photo
 from fmd_tf.benchmark_serving import BenchmarkError, benchmark_serving, format_serving
 from fmd_tf.benchmark_train import benchmark_train, format_train
 from fmd_tf.checkpoints import write_text
+from fmd_tf.config import IMAGENET, ConfigError
 from fmd_tf.model import MODEL_NAMES, ModelError
 from fmd_tf.provenance import provenance
 from fmd_tf.splits import SplitError
@@ -34,7 +35,7 @@ _FORMATS = {
     "infer": format_infer,
     "photo": format_photo,
 }
-_USER_ERRORS = (AnnotationError, BenchmarkError, ModelError, OSError, SplitError)
+_USER_ERRORS = (AnnotationError, BenchmarkError, ConfigError, ModelError, OSError, SplitError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -115,6 +116,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model-name", choices=MODEL_NAMES, default="resnet50", help="backbone")
     add("--steps", type=int, default=10, help="steps of a turn")
+    add("--weights", default=IMAGENET, help="imagenet, none, or a .weights.h5 file of the backbone")
+    add("--peer-epochs", type=int, default=0, help="whole runs too: epochs of the peer (0: none)")
+    add("--peer-weights", default=IMAGENET, help="the same for the peer's ResNet50")
 
 
 def _add_crops(parser: argparse.ArgumentParser) -> None:

@@ -1,7 +1,8 @@
 """Time an epoch of fine-tuning, and say how much of it is waiting for the input.
 
 The limit is the same steps on one batch that is in memory already: what an epoch takes longer
-than that is the input's share.
+than that is the input's share. On request the whole run follows, beside a peer's
+(`fmd_tf.benchmark_recipe`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import tensorflow as tf
 
 from fmd_tf import CLASS_NAMES
 from fmd_tf.augment import build_augmentation
+from fmd_tf.benchmark_recipe import benchmark_recipe, format_recipe
+from fmd_tf.config import IMAGENET
 from fmd_tf.devices import precision_policy
 from fmd_tf.face_mask_dataset import load_photos
 from fmd_tf.input_pipeline import load_crops, train_dataset
@@ -40,10 +43,13 @@ def benchmark_train(
     steps: int = 10,
     rounds: int = 5,
     class_names: Sequence[str] = CLASS_NAMES,
+    weights: str = IMAGENET,
+    peer_epochs: int = 0,
+    peer_weights: str = IMAGENET,
 ) -> dict[str, Any]:
     """Measure steps of fine-tuning on the pipeline's batches and on one batch in memory, in turns.
 
-    Weights are random: they cost the same.
+    Weights are random in these steps: they cost the same.
 
     Args:
         data_dir: VOC folder.
@@ -53,12 +59,17 @@ def benchmark_train(
         steps: Steps of a turn.
         rounds: Turns of each that the medians are of.
         class_names: Names of the classes in the folder.
+        weights: What the whole run begins from, as `train --weights`.
+        peer_epochs: Epochs of the peer; 0 leaves out both whole runs.
+        peer_weights: What the peer begins from.
 
     Returns:
-        JSON-like: milliseconds a step of both, and the input's share of the first.
+        JSON-like: milliseconds a step of both, and the input's share of the first; "recipe", what
+        `benchmark_recipe` returns, or None.
 
     Raises:
         AnnotationError: Something in the folder is invalid.
+        ModelError: Weights cannot be loaded.
     """
     photos, _ = load_photos(data_dir, class_names)
     crops = load_crops(photos, image_size)
@@ -75,6 +86,11 @@ def benchmark_train(
             if turn:
                 milliseconds[name].append(spent)
     pipeline, memory = (median(values) for values in milliseconds.values())
+    recipe = None
+    if peer_epochs:
+        recipe = benchmark_recipe(
+            data_dir, peer_epochs, model_name, image_size, weights, peer_weights, class_names
+        )
     return {
         "command": "train",
         "model_name": model_name,
@@ -87,6 +103,7 @@ def benchmark_train(
         "memory_step_ms": memory,
         "input_share": 1 - memory / pipeline,
         "faces_per_second": 1000 * batch_size / pipeline,
+        "recipe": recipe,
     }
 
 
@@ -139,5 +156,6 @@ def format_train(report: dict[str, Any]) -> str:
             "| --- | --- | --- | --- |",
             f"| {report['step_ms']:.0f} | {report['memory_step_ms']:.0f} "
             f"| {report['input_share']:.1%} | {report['faces_per_second']:.0f} |",
+            *(["", format_recipe(report["recipe"])] if report["recipe"] else []),
         ]
     )
