@@ -10,3 +10,6 @@ CLASS_NAMES = ("with_mask", "without_mask", "mask_weared_incorrect")
 
 MIN_IMAGE_SIZE = 32
 """Side in pixels of the smallest input that Keras' applications take."""
+
+MIN_MULTI_VIEW_SIZE = 38
+"""The same for classifiers that average views, of which the smallest backbone input is 6/7."""

@@ -114,7 +114,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_measure, measure=benchmark_train)
     _add_crops(parser)
     add = parser.add_argument
-    add("--model-name", choices=MODEL_NAMES, default="resnet50", help="backbone")
+    add("--model-name", choices=MODEL_NAMES, default="mobilenet", help="backbone")
     add("--steps", type=int, default=10, help="steps of a turn")
     add("--weights", default=IMAGENET, help="imagenet, none, or a .weights.h5 file of the backbone")
     add("--peer-epochs", type=int, default=0, help="whole runs too: epochs of the peer (0: none)")
@@ -125,7 +125,7 @@ def _add_crops(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--data-dir", type=Path, required=True, help="VOC folder")
     add("--class-names", nargs="+", default=list(CLASS_NAMES), help="names of the classes")
-    add("--image-size", type=int, default=112, help="side of the crops in pixels")
+    add("--image-size", type=int, default=96, help="side of the crops in pixels")
     add("--batch-size", type=int, default=32, help="faces a step")
     add("--rounds", type=int, default=5, help="rounds that the medians are of")
 

@@ -34,7 +34,7 @@ Way = Callable[[], object]
 
 def benchmark_input(
     data_dir: Path,
-    image_size: int = 112,
+    image_size: int = 96,
     batch_size: int = 32,
     class_names: Sequence[str] = CLASS_NAMES,
     rounds: int = 5,

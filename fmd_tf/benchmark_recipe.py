@@ -34,8 +34,8 @@ Curve = list[tuple[float, float]]
 def benchmark_recipe(
     data_dir: Path,
     peer_epochs: int = 3,
-    model_name: str = "resnet50",
-    image_size: int = 112,
+    model_name: str = "mobilenet",
+    image_size: int = 96,
     weights: str = IMAGENET,
     peer_weights: str = IMAGENET,
     class_names: Sequence[str] = CLASS_NAMES,

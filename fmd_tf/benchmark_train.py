@@ -37,8 +37,8 @@ _BALANCE = 0.5
 
 def benchmark_train(
     data_dir: Path,
-    model_name: str = "resnet50",
-    image_size: int = 112,
+    model_name: str = "mobilenet",
+    image_size: int = 96,
     batch_size: int = 32,
     steps: int = 10,
     rounds: int = 5,

@@ -91,7 +91,13 @@ def _logits(model: keras.Model, card: ModelCard, mixed_precision: str) -> Logits
     policy = precision_policy(mixed_precision, is_depthwise(card.model_name))
     if policy != "float32":
         with dtype_policy(policy):
-            fast = build_model(card.model_name, card.image_size, len(card.class_names), "none")
+            fast = build_model(
+                card.model_name,
+                card.image_size,
+                len(card.class_names),
+                "none",
+                multi_view=card.multi_view,
+            )
         fast.set_weights(model.get_weights())
         model = fast
     teacher = logits_model(model)

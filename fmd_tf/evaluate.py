@@ -62,7 +62,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--results-dir", type=Path, default=Path("results"), help="where metrics/ is written")
     add("--split-file", type=Path, help="split.json of the training")
     add("--split", choices=("train", "val", "test", "all"), help="default: test, or all")
-    add("--tta", action="store_true", help="average each crop with its mirror image")
     add("--batch-size", type=int, default=32, help="faces a step (default: %(default)s)")
     add("--min-face-size", type=int, default=0, help="leave out smaller faces (pixels)")
     add("--skip-invalid", action="store_true", help="leave out invalid annotations")
@@ -84,7 +83,6 @@ def evaluate(
     results_dir: Path,
     split_file: Path | None = None,
     split: str = "all",
-    tta: bool = False,
     batch_size: int = 32,
     min_face_size: int = 0,
     skip_invalid: bool = False,
@@ -99,7 +97,6 @@ def evaluate(
         results_dir: `metrics/` is written there.
         split_file: A `split.json`; needed for every part but "all".
         split: Part to score: "train", "val", "test" or "all".
-        tta: Average each crop's probabilities with those of its mirror image.
         batch_size: Crops a step.
         min_face_size: Leave out faces with a shorter side of fewer pixels.
         skip_invalid: Leave out invalid annotations instead of raising.
@@ -119,7 +116,7 @@ def evaluate(
     crops = select_part(crops, split_file, split).at_least(min_face_size)
     if not len(crops):
         raise SplitError(f"no faces to score in {data_dir}, part {split}")
-    probabilities = predict_probabilities(classifier, crops.images, batch_size, tta)
+    probabilities = predict_probabilities(classifier, crops.images, batch_size)
     metrics = write_report(
         results_dir,
         Predictions.from_crops(crops, probabilities),
@@ -130,7 +127,7 @@ def evaluate(
         seed=seed,
     )
     record = {"model": model, "data_dir": data_dir, "split_file": split_file, "split": split}
-    _write_record(results_dir, {**record, "tta": tta, "min_face_size": min_face_size}, card)
+    _write_record(results_dir, {**record, "min_face_size": min_face_size}, card)
     return metrics, card
 
 
@@ -198,26 +195,19 @@ def _write_record(results_dir: Path, settings: dict[str, Any], card: ModelCard) 
     )
 
 
-def predict_probabilities(
-    model: keras.Model, images: Rows, batch_size: int = 32, tta: bool = False
-) -> np.ndarray:
+def predict_probabilities(model: keras.Model, images: Rows, batch_size: int = 32) -> np.ndarray:
     """Predict all crops, in order.
 
     Args:
         model: A classifier of `fmd_tf.model`.
         images: uint8 [num_faces, size, size, 3], RGB.
         batch_size: Crops a step; default 32.
-        tta: Average each crop's probabilities with those of its mirror image.
 
     Returns:
         float32 [num_faces, num_classes].
     """
     verbose = 1 if sys.stdout.isatty() else 0
-    batches = eval_dataset(images, batch_size)
-    probabilities = model.predict(batches, verbose=verbose)
-    if tta:
-        mirrored = batches.map(lambda crops: crops[:, :, ::-1])
-        probabilities = (probabilities + model.predict(mirrored, verbose=verbose)) / 2
+    probabilities = model.predict(eval_dataset(images, batch_size), verbose=verbose)
     return np.asarray(probabilities, np.float32)
 
 

@@ -15,6 +15,7 @@ import tensorflow as tf
 from matplotlib.figure import Figure
 
 from fmd_tf.metrics import Predictions
+from fmd_tf.model import view_size
 from fmd_tf.plots import plot_grid
 from fmd_tf.row_file import Rows
 
@@ -23,6 +24,9 @@ _HEAD = ("pool", "head_dropout_1", "head_dense", "head_dropout_2", "logits")
 
 def grad_cam(model: keras.Model, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """Compute heat maps of what speaks for a class.
+
+    Of a classifier with several views the map is that of the first, the middle of the crop; the
+    map is 0 beyond it.
 
     Args:
         model: A classifier of `fmd_tf.model`.
@@ -34,6 +38,8 @@ def grad_cam(model: keras.Model, images: np.ndarray, classes: np.ndarray) -> np.
     """
     to_maps = keras.Model(model.input, model.get_layer("pool").input)
     maps = tf.convert_to_tensor(to_maps(tf.cast(images, tf.float32), training=False))
+    multi_view = len(maps) > len(images)
+    maps = maps[: len(images)]
     with tf.GradientTape() as tape:
         tape.watch(maps)
         x = maps
@@ -43,7 +49,10 @@ def grad_cam(model: keras.Model, images: np.ndarray, classes: np.ndarray) -> np.
     weights = tf.reduce_mean(tape.gradient(chosen, maps), axis=(1, 2), keepdims=True)
     heat = tf.nn.relu(tf.reduce_sum(weights * maps, axis=-1, keepdims=True))
     heat /= tf.reduce_max(heat, axis=(1, 2), keepdims=True) + 1e-9
-    return tf.image.resize(heat, images.shape[1:3])[..., 0].numpy()
+    size = images.shape[1]
+    seen = view_size(size, multi_view)
+    heat = tf.image.resize(heat, [seen, seen])
+    return tf.image.resize_with_crop_or_pad(heat, size, size)[..., 0].numpy()
 
 
 def plot_grad_cam(

@@ -2,12 +2,14 @@
 
 Contract: input "image" [batch, image_size, image_size, 3], RGB 0-255; output "probabilities",
 float32 softmax [batch, num_classes]. All scaling is inside, so whoever has the file cannot get
-it wrong. A saved model is one `.keras` file that also holds its `ModelCard`.
+it wrong; so are the views of a face that are averaged. A saved model is one `.keras` file that also
+holds its `ModelCard`.
 """
 
 from __future__ import annotations
 
 import json
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +19,12 @@ from typing import Any
 
 import keras
 
-from fmd_tf import MIN_IMAGE_SIZE
+from fmd_tf import MIN_IMAGE_SIZE, MIN_MULTI_VIEW_SIZE
 
 _CARD_MEMBER = "fmd_tf.json"
+# Sides of the views in sevenths of the crop; the first is the one that is trained. In a crop with a
+# padding of 0.2 they are the face with a padding of 0.1, 0 and 0.2.
+_SEVENTHS = (6, 5, 7)
 
 
 class ModelError(ValueError):
@@ -36,6 +41,7 @@ class ModelCard:
         padding: Part of the face box's size added on each side of a crop.
         square: Whether crops are squares about the face, see `input_pipeline.crop_windows`.
         model_name: Backbone, one of `MODEL_NAMES`.
+        multi_view: Whether it averages views of a crop, see `build_model`.
         training: Where the model comes from: seed, epoch, validation figures.
     """
 
@@ -43,7 +49,8 @@ class ModelCard:
     image_size: int
     padding: float = 0.1
     square: bool = True
-    model_name: str = "resnet50"
+    model_name: str = "mobilenet"
+    multi_view: bool = False
     training: dict = field(default_factory=dict)
 
 
@@ -74,9 +81,9 @@ def _inside(image: keras.KerasTensor) -> keras.KerasTensor:
 
 
 _BACKBONES = {
+    "mobilenet": _Backbone(keras.applications.MobileNetV2, _unit, depthwise=True),
     "resnet50": _Backbone(keras.applications.ResNet50, _caffe, depthwise=False),
     "efficientnet": _Backbone(keras.applications.EfficientNetB0, _inside, depthwise=True),
-    "mobilenet": _Backbone(keras.applications.MobileNetV2, _unit, depthwise=True),
 }
 MODEL_NAMES = tuple(_BACKBONES)
 
@@ -93,20 +100,28 @@ def build_model(
     weights: str = "imagenet",
     dropout: float = 0.3,
     dense_units: int = 512,
+    multi_view: bool = False,
+    all_views: bool = True,
 ) -> keras.Model:
     """Build the classifier.
 
     With pretrained weights the backbone runs in inference mode always, so batch norm keeps its
     ImageNet statistics while fine-tuning; from random weights batch norm learns.
 
+    A classifier with several views looks at the middle of the crop at three zooms and at the
+    mirror images of these, and averages the pooled features (multi-crop testing, Krizhevsky et
+    al. 2012, on features). What is trained is the one view; the weights are the same.
+
     Args:
         model_name: Backbone, one of `MODEL_NAMES`.
-        image_size: Side of the input in pixels, at least 32.
+        image_size: Side of the input in pixels, at least 32, or 38 with several views.
         num_classes: Number of outputs.
         weights: "imagenet" (downloaded by Keras), "none" (random), or the path of a
             `.weights.h5` file for the Keras application with `include_top=False`.
         dropout: Rate before and after the dense layer; default 0.3.
         dense_units: Width of the dense layer; default 512.
+        multi_view: Average six views of each crop; default False, the whole crop.
+        all_views: False looks at the middle view alone, for training; default True.
 
     Returns:
         A functional model. Its parts are layers named "backbone", "pool", "head_dropout_1",
@@ -117,14 +132,38 @@ def build_model(
     """
     if model_name not in _BACKBONES:
         raise ModelError(f"expected a model name of {', '.join(MODEL_NAMES)}, got {model_name!r}")
-    if image_size < MIN_IMAGE_SIZE:
-        raise ModelError(f"expected an image size of at least {MIN_IMAGE_SIZE}, got {image_size}")
+    least = MIN_MULTI_VIEW_SIZE if multi_view else MIN_IMAGE_SIZE
+    if image_size < least:
+        raise ModelError(f"expected an image size of at least {least}, got {image_size}")
+    seen = view_size(image_size, multi_view)
     image = keras.Input((image_size, image_size, 3), name="image", dtype="float32")
-    x = _run_backbone(_load_backbone(model_name, image_size, weights), model_name, image, weights)
+    views = _cut_views(image, seen, all_views) if multi_view else [image]
+    x = keras.ops.concatenate(views, axis=0) if len(views) > 1 else views[0]
+    x = _run_backbone(_load_backbone(model_name, seen, weights), model_name, x, weights)
     x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    if len(views) > 1:
+        x = keras.ops.mean(keras.ops.reshape(x, (len(views), -1, x.shape[-1])), axis=0)
     for layer in _head_layers(num_classes, dropout, dense_units):
         x = layer(x)
     return keras.Model(image, x, name=model_name)
+
+
+def view_size(image_size: int, multi_view: bool) -> int:
+    """Return the side of what the backbone sees of a crop, in pixels."""
+    return image_size * _SEVENTHS[0] // 7 if multi_view else image_size
+
+
+def _cut_views(image: keras.KerasTensor, size: int, all_views: bool) -> list[keras.KerasTensor]:
+    """Cut the middle of the crop at one zoom, or at all zooms and mirrored."""
+    views = []
+    for sevenths in _SEVENTHS if all_views else _SEVENTHS[:1]:
+        side = image.shape[1] * sevenths // 7
+        start = (image.shape[1] - side) // 2
+        view = image[:, start : start + side, start : start + side]
+        if side != size:
+            view = keras.ops.image.resize(view, (size, size))
+        views += [view, keras.ops.flip(view, axis=2)] if all_views else [view]
+    return views
 
 
 def _head_layers(num_classes: int, dropout: float, dense_units: int) -> list[keras.layers.Layer]:
@@ -176,9 +215,12 @@ def _load_backbone(model_name: str, image_size: int | None, weights: str) -> ker
     shape = (image_size, image_size, 3)
     download = "imagenet" if weights == "imagenet" else None
     try:
-        model = _BACKBONES[model_name].build(
-            include_top=False, weights=download, input_shape=shape, name="backbone"
-        )
+        with warnings.catch_warnings():
+            # MobileNetV2 warns that other sizes get the weights of 224 px, as they should.
+            warnings.filterwarnings("ignore", "`input_shape` is undefined", UserWarning)
+            model = _BACKBONES[model_name].build(
+                include_top=False, weights=download, input_shape=shape, name="backbone"
+            )
         if weights not in ("imagenet", "none"):
             model.load_weights(_existing(Path(weights)))
     # Keras raises bare Exception where a download fails, OSError, KeyError and ValueError for

@@ -62,7 +62,8 @@ def format_model_card(card: ModelCard, detector_card: DetectorCard | None = None
         "# Model card",
         "",
         f"A face-mask classifier: {card.model_name} on face crops of {card.image_size} px, classes "
-        f"{names}. Padding {card.padding:g}, {'square' if card.square else 'squashed'} crops.",
+        f"{names}. Padding {card.padding:g}, {'square' if card.square else 'squashed'} crops"
+        f"{', each the average of six views' if card.multi_view else ''}.",
     ]
     if detector_card:
         lines.append(_detector_line(detector_card))

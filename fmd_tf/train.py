@@ -168,7 +168,7 @@ def _train(
         model = _build(config)
         require_space(model, checkpoint_dir)
         with dtype_policy(policy):
-            trained = model if policy == "float32" else _build(config)
+            trained = _build(config, all_views=False)
             trained.set_weights(model.get_weights())
             save_best = _saver(config, model, trained, split, run)
             train_model(trained, train, val, _recipe(config, len(train)), run, save_best, teaching)
@@ -205,24 +205,25 @@ def _calibrate_once(config: TrainConfig, val: Crops, run: RunFolder) -> None:
     print(f"Temperature {temperature:.3f}, from the validation faces", flush=True)
 
 
-def _build(config: TrainConfig) -> keras.Model:
+def _build(config: TrainConfig, all_views: bool = True) -> keras.Model:
     return build_model(
         config.model_name,
         config.image_size,
         len(config.class_names),
         config.weights,
         config.dropout,
+        multi_view=config.multi_view,
+        all_views=all_views,
     )
 
 
 def _saver(
     config: TrainConfig, model: keras.Model, trained: keras.Model, split: Split, run: RunFolder
 ) -> Callable[[str, int, Mapping[str, float]], None]:
-    """Return the function that keeps the best weights, in float32 whatever trained them."""
+    """Return the function that keeps the best weights, in float32 and with all views."""
 
     def save_best(phase: str, epoch: int, logs: Mapping[str, float]) -> None:
-        if trained is not model:
-            model.set_weights(trained.get_weights())
+        model.set_weights(trained.get_weights())
         figures = {name: float(value) for name, value in logs.items()}
         card = ModelCard(
             class_names=config.class_names,
@@ -230,6 +231,7 @@ def _saver(
             padding=config.padding,
             square=config.square,
             model_name=config.model_name,
+            multi_view=config.multi_view,
             training={
                 "phase": phase,
                 "epoch": epoch,

@@ -63,7 +63,7 @@ COMMAND_LINE = {
     "lr not a number": (_nothing, ["--lr", "fast"], "invalid float value: 'fast'"),
     "lr not positive": (_nothing, ["--lr", "-1"], "--lr: expected more than 0, got -1.0"),
     "unknown model": (_nothing, ["--model-name", "vgg"], "invalid choice: 'vgg'"),
-    "image too small": (_nothing, ["--image-size", "8"], "--image-size: expected at least 32"),
+    "image too small": (_nothing, ["--image-size", "8"], "--image-size: expected at least 38"),
     "no batch": (_nothing, ["--batch-size", "0"], "--batch-size: expected at least 1, got 0"),
     "fractions": (_nothing, ["--val-fraction", "0.6", "--test-fraction", "0.5"], "a sum of less"),
     "one class": (_nothing, ["--class-names", "face"], "at least two different names"),
@@ -96,7 +96,7 @@ MODEL_FILES = {
 
 def _run(folder: Path, flags: list[str]) -> tuple[int, str]:
     """Run the training in a folder; return exit code and what it said on standard error."""
-    base = ["--weights", "none", "--model-name", "mobilenet", "--image-size", "32"]
+    base = ["--weights", "none", "--model-name", "mobilenet", "--image-size", "38"]
     return _caught(train.main, folder, ["--data-dir", "voc", *base, *flags])
 
 

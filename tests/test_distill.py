@@ -103,7 +103,7 @@ def test_training_with_a_teacher(sample_dir: Path, tmp_path: Path, capsys):
     assert run("teacher", "--image-size", "48") == 0
     teacher = str(tmp_path / "teacher" / "c" / "best_model.keras")
     split = str(tmp_path / "teacher" / "r" / "metrics" / "split.json")
-    distill = ("--image-size", "32", "--distill", teacher)
+    distill = ("--image-size", "38", "--distill", teacher)
     assert run("student", *distill, "--split-file", split, "--seed", "5") == 0
     card = load_model(tmp_path / "student" / "c" / "best_model.keras")[1]
     assert card.image_size == 32 and card.training["report"]["part"] == "test"

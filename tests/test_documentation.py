@@ -8,16 +8,24 @@ from pathlib import Path
 
 import pytest
 
+from fmd_tf.benchmark import format_report
 from fmd_tf.config import DetectorConfig, RunConfig, TrainConfig
 from fmd_tf.predict import build_parser
 from fmd_tf.records import SCHEMA, SCHEMA_VERSION, LabelledFace, Record, Summary
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("*/*.md"), *ROOT.glob("fmd_tf/*/*.md")])
-README, TRAINING, DETECTOR, PREDICTION = (
+README, TRAINING, DETECTOR, PREDICTION, SPEED = (
     (ROOT / name).read_text()
-    for name in ("README.md", "docs/training.md", "docs/detector.md", "docs/prediction.md")
+    for name in (
+        "README.md",
+        "docs/training.md",
+        "docs/detector.md",
+        "docs/prediction.md",
+        "docs/speed.md",
+    )
 )
+BENCHMARKS = sorted((ROOT / "docs" / "benchmark").glob("*.json"))
 
 
 def _row(setting) -> str:
@@ -91,6 +99,15 @@ def test_files_that_are_named_exist(page):
 def test_links_inside_the_repository_are_not_dead(page):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_the_figures_of_the_benchmark_are_kept():
+    assert {path.stem for path in BENCHMARKS} >= {"infer", "input", "photo", "train"}
+
+
+@pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.stem)
+def test_tables_of_speed_are_those_of_the_kept_figures(path):
+    assert format_report(json.loads(path.read_text())) in SPEED
 
 
 def test_the_two_commands_are_those_of_the_script():

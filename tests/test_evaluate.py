@@ -43,12 +43,6 @@ def test_prediction_keeps_order_and_remainder():
     np.testing.assert_allclose(predict_probabilities(model, images, 3), expected, atol=1e-6)
 
 
-def test_tta_is_the_mean_of_crop_and_mirror_image():
-    model, images = _model(), np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
-    mean = (np.array(model(images)) + np.array(model(images[:, :, ::-1]))) / 2
-    np.testing.assert_allclose(predict_probabilities(model, images, tta=True), mean, atol=1e-6)
-
-
 def test_predictions_can_be_read_back(tmp_path: Path):
     probabilities = np.array([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6]], np.float32)
     predictions = Predictions(

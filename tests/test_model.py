@@ -92,7 +92,7 @@ def test_weights_move_between_precisions(mobilenet: keras.Model):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("vgg", 32, 3, "none"), "expected a model name of resnet50, efficientnet, mobilenet"),
+        (("vgg", 32, 3, "none"), "expected a model name of mobilenet, resnet50, efficientnet"),
         (("mobilenet", 16, 3, "none"), "expected an image size of at least 32, got 16"),
         (("mobilenet", 32, 3, "none.weights.h5"), "no file none.weights.h5"),
     ],
