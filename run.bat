@@ -29,7 +29,7 @@ goto collect
 exit /b %errorlevel%
 :sample
 cd /d "%root%"
-"%python%" -m fmd_tf.train --sample --model-name mobilenet --image-size 64 --epochs 16 --checkpoint-dir checkpoints\sample --results-dir results\sample --export-dir savedmodel\sample
+"%python%" -m fmd_tf.train --sample --image-size 75 --epochs 16 --checkpoint-dir checkpoints\sample --results-dir results\sample --export-dir savedmodel\sample
 exit /b %errorlevel%
 :test
 cd /d "%root%"

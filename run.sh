@@ -20,7 +20,7 @@ case "${1:-}" in
     "")
         set_up ""
         cd "$root"
-        exec "$python" -m fmd_tf.train --sample --model-name mobilenet --image-size 64 --epochs 16 \
+        exec "$python" -m fmd_tf.train --sample --image-size 75 --epochs 16 \
             --checkpoint-dir checkpoints/sample --results-dir results/sample \
             --export-dir savedmodel/sample
         ;;

@@ -125,7 +125,7 @@ def _add_crops(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--data-dir", type=Path, required=True, help="VOC folder")
     add("--class-names", nargs="+", default=list(CLASS_NAMES), help="names of the classes")
-    add("--image-size", type=int, default=96, help="side of the crops in pixels")
+    add("--image-size", type=int, default=112, help="side of the crops in pixels")
     add("--batch-size", type=int, default=32, help="faces a step")
     add("--rounds", type=int, default=5, help="rounds that the medians are of")
 

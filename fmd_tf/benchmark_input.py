@@ -27,14 +27,14 @@ from fmd_tf.input_pipeline import (
 )
 from fmd_tf.voc import Annotation
 
-_PADDING = 0.1
+_PADDING = 0.2
 _BALANCE = 0.5
 Way = Callable[[], object]
 
 
 def benchmark_input(
     data_dir: Path,
-    image_size: int = 96,
+    image_size: int = 112,
     batch_size: int = 32,
     class_names: Sequence[str] = CLASS_NAMES,
     rounds: int = 5,

@@ -35,7 +35,7 @@ def benchmark_recipe(
     data_dir: Path,
     peer_epochs: int = 3,
     model_name: str = "mobilenet",
-    image_size: int = 96,
+    image_size: int = 112,
     weights: str = IMAGENET,
     peer_weights: str = IMAGENET,
     class_names: Sequence[str] = CLASS_NAMES,

@@ -38,7 +38,7 @@ _BALANCE = 0.5
 def benchmark_train(
     data_dir: Path,
     model_name: str = "mobilenet",
-    image_size: int = 96,
+    image_size: int = 112,
     batch_size: int = 32,
     steps: int = 10,
     rounds: int = 5,
@@ -110,7 +110,9 @@ def benchmark_train(
 def _compiled(model_name: str, image_size: int, num_classes: int, policy: str) -> keras.Model:
     """Build what fine-tuning trains: the augmentation and the model up to its logits."""
     with dtype_policy(policy):
-        model = build_model(model_name, image_size, num_classes, "none")
+        model = build_model(
+            model_name, image_size, num_classes, "none", multi_view=True, all_views=False
+        )
         freeze_batch_norm(model)
         augmented = keras.Sequential(
             [

@@ -106,7 +106,7 @@ def test_training_with_a_teacher(sample_dir: Path, tmp_path: Path, capsys):
     distill = ("--image-size", "38", "--distill", teacher)
     assert run("student", *distill, "--split-file", split, "--seed", "5") == 0
     card = load_model(tmp_path / "student" / "c" / "best_model.keras")[1]
-    assert card.image_size == 32 and card.training["report"]["part"] == "test"
+    assert card.image_size == 38 and card.training["report"]["part"] == "test"
     capsys.readouterr()
     assert run("other", *distill, "--seed", "5") == 2
     assert "another split" in capsys.readouterr().err

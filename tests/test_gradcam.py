@@ -38,6 +38,17 @@ def test_the_map_shows_where_the_class_is():
     assert heat[1, 29, 29] > 0.9 and heat[1, 2, 2] < 0.1
 
 
+def test_the_map_of_several_views_is_that_of_the_middle_one():
+    # Of 42 pixels the middle view sees 36, from 3 to 39.
+    model = build_model("mobilenet", 42, 3, "none", multi_view=True)
+    images = np.random.default_rng(0).integers(0, 256, (2, 42, 42, 3), dtype=np.uint8)
+    heat = grad_cam(model, images, np.array([0, 1]))
+    assert heat.shape == (2, 42, 42)
+    assert heat[:, 3:39, 3:39].max() > 0
+    heat[:, 3:39, 3:39] = 0
+    assert heat.max() == 0
+
+
 def test_pictures_of_a_real_backbone():
     model = build_model("mobilenet", 32, 3, "none")
     images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)

@@ -5,6 +5,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from fmd_tf.model import (
     MODEL_NAMES,
@@ -76,6 +77,28 @@ def test_features_and_head_are_the_model(mobilenet: keras.Model):
     np.testing.assert_allclose(head_model(mobilenet)(features), expected, atol=1e-5)
 
 
+def test_views_are_zooms_of_the_middle_and_their_mirror_images():
+    # Of 42 pixels 6/7 are 36, from 3 to 39; 5/7 are 30, from 6 to 36; all are scaled to 36.
+    crops = np.random.default_rng(0).uniform(0, 255, (2, 42, 42, 3)).astype(np.float32)
+    model = build_model("mobilenet", 42, 3, "none", multi_view=True)
+    single = build_model("mobilenet", 36, 3, "none")
+    single.set_weights(model.get_weights())
+    views = [crops[:, 3:39, 3:39]]
+    views += [tf.image.resize(view, (36, 36)) for view in (crops[:, 6:36, 6:36], crops)]
+    views += [view[:, :, ::-1] for view in views]
+    features = np.mean([features_model(single)(view) for view in views], axis=0)
+    expected = keras.ops.softmax(head_model(single)(features))
+    np.testing.assert_allclose(model(crops), expected, atol=1e-5)
+
+
+def test_what_is_trained_is_the_middle_view():
+    crops = np.random.default_rng(0).uniform(0, 255, (2, 42, 42, 3)).astype(np.float32)
+    trained = build_model("mobilenet", 42, 3, "none", multi_view=True, all_views=False)
+    single = build_model("mobilenet", 36, 3, "none")
+    single.set_weights(trained.get_weights())
+    np.testing.assert_allclose(trained(crops), single(crops[:, 3:39, 3:39]), atol=1e-5)
+
+
 def test_weights_move_between_precisions(mobilenet: keras.Model):
     """The saved model is float32, whatever trained it, and frozen layers keep their order."""
     with dtype_policy("mixed_bfloat16"):
@@ -94,6 +117,7 @@ def test_weights_move_between_precisions(mobilenet: keras.Model):
     [
         (("vgg", 32, 3, "none"), "expected a model name of mobilenet, resnet50, efficientnet"),
         (("mobilenet", 16, 3, "none"), "expected an image size of at least 32, got 16"),
+        (("mobilenet", 37, 3, "none", 0.0, 8, True), "expected an image size of at least 38"),
         (("mobilenet", 32, 3, "none.weights.h5"), "no file none.weights.h5"),
     ],
 )
