@@ -98,6 +98,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, sample_dir: Path) -> Ite
         (folder / name).write_bytes(encode(faces(1, shape=(150, 150))[0], form))
     (folder / "face.jpg").write_bytes(encode(faces(1)[0], "JPEG"))
     write_video(folder / "in.mp4", faces(2, shape=(48, 64)))
+    shutil.copy(ROOT / "docs" / "mistakes.csv", folder)
     _write_models(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
