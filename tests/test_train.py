@@ -78,7 +78,7 @@ def test_results_are_complete(trained: Path):
 def test_the_same_crop_gets_the_same_label_everywhere(trained: Path, sample_dir: Path):
     """In Python and through the SavedModel, loaded in a session as TF Serving does."""
     model, card = load_model(trained / "checkpoints" / "best_model.keras")
-    crops = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), dtype=np.uint8)
+    crops = np.random.default_rng(0).integers(0, 256, (7, 38, 38, 3), dtype=np.uint8)
     expected = model.predict(crops, verbose=0)
     encoded = [tf.io.encode_png(crop).numpy() for crop in crops]
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
