@@ -22,6 +22,7 @@ import pytest
 os.environ.setdefault("MPLBACKEND", "agg")
 
 from fmd_tf import CLASS_NAMES
+from fmd_tf.config import TrainConfig
 from fmd_tf.detector import DetectorCard, build_detector, save_detector
 from fmd_tf.evaluate import write_report
 from fmd_tf.export import export_saved_model
@@ -118,7 +119,10 @@ def _write_two_classes(sample_dir: Path, folder: Path) -> None:
 def _write_models(folder: Path) -> None:
     """Write what trainings of both kinds leave, with models that have learnt nothing."""
     card = replace(
-        CARD, model_name="mobilenet", training={"split": split_digest(_write_splits(folder))}
+        CARD,
+        padding=TrainConfig().padding,  # As that of the student which it teaches.
+        model_name="mobilenet",
+        training={"split": split_digest(_write_splits(folder))},
     )
     model = build_model("mobilenet", card.image_size, len(CLASS_NAMES), "none")
     detector, detector_card = build_detector("none"), DetectorCard(96)
