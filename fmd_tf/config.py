@@ -73,8 +73,7 @@ class RunConfig:
 class TrainConfig(RunConfig):
     """Settings of `python -m fmd_tf.train`; every field is a flag of the same name.
 
-    The defaults are the recipe that did best in cross-validation: `docs/training.md` has a row for
-    each change that was tried.
+    `docs/training.md` has what was measured of the defaults and of each change that was tried.
 
     Raises:
         ConfigError: See `RunConfig`.

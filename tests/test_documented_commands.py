@@ -38,7 +38,7 @@ PAGES = ("README.md", "CONTRIBUTING.md", "savedmodel/README.md", "docs/*.md")
 DEFAULT_URL = "http://127.0.0.1:8501"
 SHORT = "--weights none --epochs 1 --seed 0"
 SHORTER = {
-    "train": f"{SHORT} --image-size 38 --checkpoint-dir runs/classifier "
+    "train": f"{SHORT} --model-name mobilenet --image-size 38 --checkpoint-dir runs/classifier "
     "--results-dir runs/results --export-dir runs/export --overwrite",
     "benchmark input": "--rounds 1",
     "benchmark train": "--rounds 1 --steps 2 --image-size 38",
@@ -53,7 +53,6 @@ NOT_RUN = {
     r"(cd savedmodel && )?docker compose": "needs Docker; test_deployment checks the file",
     r".*--webcam": "needs a camera",
     r".*train .*--folds": "test_train runs a cross-validation",
-    r"python -m fmd_tf.train .*--seed": "as above, with the settings of a measured run",
     r"bash run\.sh benchmark (serving|infer)": "test_benchmark runs it with a smaller model",
 }
 
