@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from fmd_tf.client import Client, Prediction, ServingError
+from fmd_tf.freezing import freeze
 from fmd_tf.input_pipeline import crop_faces
 from fmd_tf.model import ModelCard, load_model
 from fmd_tf.photos import Photo, PhotoError
@@ -110,7 +111,7 @@ class _KerasFile:
         # As the signature `serving_default`: the whole image without padding.
         self._crop = self._graph(0.0)
 
-    def _graph(self, padding: float) -> Callable[..., tf.Tensor]:
+    def _graph(self, padding: float) -> Callable[..., list[tf.Tensor]]:
         card = self._card
 
         def classify(pixels: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
@@ -118,20 +119,26 @@ class _KerasFile:
             return self._model(tf.cast(crops, tf.float32), training=False)
 
         pixels = tf.TensorSpec([None, None, 3], tf.uint8)
-        return tf.function(classify, input_signature=[pixels, tf.TensorSpec([None, 4])])
+        return freeze(classify, pixels, tf.TensorSpec([None, 4]))
+
+    def _classify(
+        self, call: Callable[..., list[tf.Tensor]], pixels: np.ndarray, boxes: np.ndarray
+    ) -> list[Prediction]:
+        (rows,) = call(tf.constant(pixels), tf.constant(boxes, tf.float32))
+        return [_prediction(self._card.class_names, row) for row in rows.numpy()]
 
     def classify_faces(self, photo: Photo, boxes: np.ndarray) -> list[Prediction]:
         _require_pixels(boxes, self._card, self._card.padding)
         return [
-            _prediction(self._card.class_names, row)
+            prediction
             for batch in _batches(boxes, self._batch_size)
-            for row in self._faces(photo.pixels, batch).numpy()
+            for prediction in self._classify(self._faces, photo.pixels, batch)
         ]
 
     def classify_crop(self, photo: Photo) -> Prediction:
         whole = np.array([[0, 0, photo.width, photo.height]], np.float32)
         _require_pixels(whole, self._card, 0.0)
-        return _prediction(self._card.class_names, self._crop(photo.pixels, whole).numpy()[0])
+        return self._classify(self._crop, photo.pixels, whole)[0]
 
     def find_faces(self, photo: Photo) -> Found:
         raise BackendError("a .keras classifier finds no faces")
@@ -266,7 +273,7 @@ class _Server:
         self.finds_faces = _PHOTO in signatures
 
     def classify_faces(self, photo: Photo, boxes: np.ndarray) -> list[Prediction]:
-        data = photo.encoded()
+        data = photo.encoded(small=True)
         try:
             return [
                 prediction
@@ -278,13 +285,13 @@ class _Server:
 
     def classify_crop(self, photo: Photo) -> Prediction:
         try:
-            return self._client.predict_bytes([photo.encoded()])[0]
+            return self._client.predict_bytes([photo.encoded(small=True)])[0]
         except ServingError as error:
             raise _of_photo(error) from error
 
     def find_faces(self, photo: Photo) -> Found:
         try:
-            return self._client.predict_photo(photo.encoded())
+            return self._client.predict_photo(photo.encoded(small=True))
         except ServingError as error:
             raise _of_photo(error) from error
 

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from fmd_tf.detector import DetectorCard, find_faces, load_detector
+from fmd_tf.freezing import freeze
 from fmd_tf.photos import PhotoError
 from fmd_tf.voc import AnnotationError, read_boxes
 
@@ -88,20 +89,20 @@ def _load_trained(path: Path, threshold: float | None) -> FaceDetector:
 def trained_detector(
     model: keras.Model, card: DetectorCard, threshold: float | None = None
 ) -> FaceDetector:
-    """Wrap a model of `fmd_tf.detector` in one graph for photos of any size.
+    """Wrap a model of `fmd_tf.detector`, as it is now, in one graph for photos of any size.
 
     Args:
         model: The detector.
         card: Its card.
         threshold: Least face score; None takes the card's.
     """
-    find = tf.function(
+    find = freeze(
         lambda photo: find_faces(model, card, photo, threshold),
-        input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)],
+        tf.TensorSpec([None, None, 3], tf.uint8),
     )
 
     def detect(photo: np.ndarray, path: Path | None = None) -> Faces:
-        boxes, scores = find(photo)
+        boxes, scores = find(tf.constant(photo))
         return boxes.numpy(), scores.numpy()
 
     return detect

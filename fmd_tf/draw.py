@@ -33,6 +33,7 @@ _BLACK: Color = (0, 0, 0)
 _WHITE: Color = (255, 255, 255)
 # Pixels of the longer side below which a picture is enlarged, and above which it is shrunk.
 _SMALL, _LARGE = 1600, 8000
+_SMALL_FRAME = 640
 _MAX_ENLARGEMENT = 4
 
 
@@ -43,19 +44,25 @@ def class_color(name: str, class_names: Sequence[str]) -> Color:
     return _COLORS[list(class_names).index(name) % len(_COLORS)]
 
 
-def enlargement(width: int, height: int) -> float:
-    """Return the factor by which a picture is scaled: whole for small ones, under 1 for huge."""
+def enlargement(width: int, height: int, small: int = _SMALL) -> float:
+    """Return the factor by which a picture is scaled: whole for small ones, under 1 for huge.
+
+    Args:
+        width: Pixels.
+        height: Pixels.
+        small: Pixels of the longer side that a small picture is brought near to.
+    """
     longest = max(width, height)
     if longest > _LARGE:
         return _LARGE / longest
-    return float(max(1, min(_MAX_ENLARGEMENT, _SMALL // longest)))
+    return float(max(1, min(_MAX_ENLARGEMENT, small // longest)))
 
 
 def draw_faces(
     pixels: np.ndarray,
     faces: Sequence[LabelledFace],
     note: str | None = None,
-    legend: bool = True,
+    is_frame: bool = False,
 ) -> Image.Image:
     """Draw boxes and labels.
 
@@ -63,16 +70,18 @@ def draw_faces(
         pixels: uint8 RGB [height, width, 3].
         faces: What to draw, boxes in pixels of the photo.
         note: A line for the corner, for example frames per second.
-        legend: Add a line below that says which colour is which label and how many there are;
-            it takes more or less room with the labels, so it is not for frames of a video.
+        is_frame: Of a video: all frames must have one size, and there are many. So there is no line
+            below that says which colour is which label and how many there are, and only frames
+            with a longer side of under 640 pixels are enlarged.
 
     Returns:
         The picture, `enlargement` times as large as the photo.
     """
-    scale = enlargement(pixels.shape[1], pixels.shape[0])
+    small = _SMALL_FRAME if is_frame else _SMALL
+    scale = enlargement(pixels.shape[1], pixels.shape[0], small)
     photo = _resize(Image.fromarray(pixels), scale)
     font = _font(photo.size)
-    canvas = _with_legend(photo, faces, font) if legend else photo
+    canvas = photo if is_frame else _with_legend(photo, faces, font)
     boxes = [_scaled(face, scale) for face in faces]
     draw = ImageDraw.Draw(canvas)
     for face, box in zip(faces, boxes, strict=True):

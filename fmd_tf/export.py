@@ -42,7 +42,6 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
 from fmd_tf.detector import DetectorCard, find_faces, load_detector
@@ -60,6 +59,7 @@ from fmd_tf.formats import (
     load_saved_model,
     require_packages,
 )
+from fmd_tf.freezing import freeze
 from fmd_tf.input_pipeline import crop_faces, crop_windows, decode_photo, decode_upright
 from fmd_tf.model import ModelCard, ModelError, load_model
 from fmd_tf.model_card import format_model_card
@@ -269,10 +269,8 @@ def _classifier(model: keras.Model, card: ModelCard) -> Classifier:
     return classify
 
 
-def _freeze(model: keras.Model, spec: tf.TensorSpec) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Make the weights constants: a third less processor time, and sessions load it."""
-    call = tf.function(lambda images: model(images, training=False))
-    return convert_variables_to_constants_v2(call.get_concrete_function(spec))
+def _freeze(model: keras.Model, spec: tf.TensorSpec) -> Callable[..., list[tf.Tensor]]:
+    return freeze(lambda images: model(images, training=False), spec)
 
 
 def _batched(

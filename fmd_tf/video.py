@@ -358,7 +358,7 @@ def label_video(
             clock.tick()
             if output or show:
                 note = f"{clock.rate:.1f} frames/s"
-                picture = draw_faces(frame.pixels, record.faces, note, legend=False)
+                picture = draw_faces(frame.pixels, record.faces, note, is_frame=True)
                 if output:
                     output.add(picture)
             yield record

@@ -72,10 +72,10 @@ def test_no_face_is_said():
 
 def test_frames_keep_their_size():
     sizes = [
-        draw_faces(GREEN, faces, note="9.9 frames/s", legend=False).size
+        draw_faces(GREEN, faces, note="9.9 frames/s", is_frame=True).size
         for faces in ([], [face((1, 1, 9, 9), track=3)])
     ]
-    assert sizes == [(1600, 1200)] * 2
+    assert sizes == [(400, 300)] * 2
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (8, 20000, 3), (3000, 2, 3)])
