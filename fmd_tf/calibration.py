@@ -1,8 +1,10 @@
-"""Temperature scaling: probabilities that are right as often as they say.
+"""What is done to the logits after training: a temperature, and offsets for rare classes.
 
 Label smoothing makes a classifier too modest. Dividing its logits by one number, chosen on
 validation faces, mends that and changes no label (Guo et al. 2017, "On Calibration of Modern
-Neural Networks", arXiv:1706.04599).
+Neural Networks", arXiv:1706.04599). What is then right most often finds few of the rare class;
+adding a part of the logarithm of each class's rarity finds more of them (Menon et al. 2021,
+"Long-tail learning via logit adjustment", arXiv:2007.07314).
 """
 
 from __future__ import annotations
@@ -36,12 +38,28 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(np.exp(minimize_scalar(cross_entropy, bounds=bounds, method="bounded").x))
 
 
-def apply_temperature(model: keras.Model, temperature: float) -> None:
-    """Divide the logits of a classifier by a temperature, inside its last dense layer.
+def rarity_offsets(class_counts: np.ndarray, strength: float) -> np.ndarray:
+    """Return what is added to the logits of each class.
+
+    Args:
+        class_counts: int [num_classes], training faces.
+        strength: 0 for nothing, 1 to answer as if all classes were equally frequent.
+
+    Returns:
+        float32 [num_classes], 0 for the most frequent class and more for rarer ones.
+    """
+    counts = np.maximum(class_counts, 1)
+    return (strength * np.log(counts.max() / counts)).astype(np.float32)
+
+
+def rescale_logits(model: keras.Model, temperature: float, offsets: np.ndarray) -> None:
+    """Divide the logits of a classifier and add to them, inside its last dense layer.
 
     Args:
         model: From `model.build_model`; changed in place.
         temperature: More than 0.
+        offsets: float [num_classes], added after the division.
     """
     layer = model.get_layer("logits")
-    layer.set_weights([weight / temperature for weight in layer.get_weights()])
+    kernel, bias = layer.get_weights()
+    layer.set_weights([kernel / temperature, bias / temperature + offsets])

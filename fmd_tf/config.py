@@ -97,11 +97,11 @@ class TrainConfig(RunConfig):
     mixed_precision: str = _setting(
         "auto", "auto uses bfloat16 or float16 where the device is faster", ("auto", "on", "off")
     )
-    epochs: int = _setting(20, "epochs of fine-tuning at the most")
+    epochs: int = _setting(30, "epochs of fine-tuning at the most")
     head_epochs: int = _setting(10, "epochs of the head on frozen features at the most")
     batch_size: int = _setting(32, "faces a step; fewer where an epoch would have under 8 steps")
     lr: float | None = _setting(
-        None, "learning rate of fine-tuning; default: 2e-4, or 1e-3 from random weights"
+        None, "learning rate of fine-tuning; default: 5e-4, or 1e-3 from random weights"
     )
     head_lr: float = _setting(1e-3, "learning rate of the head phase")
     weight_decay: float = _setting(1e-2, "decoupled weight decay of AdamW")
@@ -110,8 +110,11 @@ class TrainConfig(RunConfig):
     balance: float = _setting(
         0.5, "class-balanced sampling: 0 as the data is, 0.5 square root, 1 all classes equal"
     )
+    logit_adjustment: float = _setting(
+        0.25, "how much rarer classes are favoured after training: 0 not, 1 as if all were equal"
+    )
     scheduler: str = _setting("plateau", "learning rate: plateau or cosine", ("plateau", "cosine"))
-    patience: int = _setting(6, "epochs without a better macro-F1 before training stops")
+    patience: int = _setting(12, "epochs without a better macro-F1 before training stops")
     ema: float = _setting(
         0.99, "momentum of the moving average of the weights, which is what is kept; 0 for none"
     )
@@ -134,7 +137,8 @@ class TrainConfig(RunConfig):
             self._require(name, value is None or value > 0, "more than 0")
         for name in ("label_smoothing", "dropout", "ema"):
             self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and less than 1")
-        self._require("balance", 0 <= self.balance <= 1, "0 to 1")
+        for name in ("balance", "logit_adjustment"):
+            self._require(name, 0 <= getattr(self, name) <= 1, "0 to 1")
         self._require("folds", self.folds == 0 or self.folds >= 2, "0 or at least 2")
         if self.folds and self.split_file:
             raise ConfigError("--folds makes its own splits; leave out --split-file")

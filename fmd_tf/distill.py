@@ -15,6 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from fmd_tf.calibration import rescale_logits
 from fmd_tf.devices import precision_policy
 from fmd_tf.model import (
     ModelCard,
@@ -83,6 +84,8 @@ def load_teacher(
             f"--distill: {path} was trained on another split, so it may have learnt from the test "
             "faces; give its results/metrics/split.json with --split-file, and its --data-dir"
         )
+    # The student gets its own; with both, rare classes would be favoured twice.
+    rescale_logits(model, 1.0, -np.array(card.training.get("logit_offsets", 0.0)))
     return Teacher(_logits(model, card, mixed_precision), card.image_size)
 
 

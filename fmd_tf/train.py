@@ -17,7 +17,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from fmd_tf.calibration import apply_temperature, fit_temperature
+from fmd_tf.calibration import fit_temperature, rarity_offsets, rescale_logits
 from fmd_tf.checkpoints import (
     RunFolder,
     require_space,
@@ -172,7 +172,7 @@ def _train(
             trained.set_weights(model.get_weights())
             save_best = _saver(config, model, trained, split, run)
             train_model(trained, train, val, _recipe(config, len(train)), run, save_best, teaching)
-    _calibrate_once(config, val, run)
+    _calibrate_once(config, train, val, run)
     return run
 
 
@@ -192,17 +192,21 @@ def _teaching(config: TrainConfig, crops: Crops, split: Split) -> Teaching | Non
     return Teaching(teacher, larger.select(split.train).images)
 
 
-def _calibrate_once(config: TrainConfig, val: Crops, run: RunFolder) -> None:
-    """Set the best model's temperature on validation faces, unless an earlier call has."""
+def _calibrate_once(config: TrainConfig, train: Crops, val: Crops, run: RunFolder) -> None:
+    """Set the best model's temperature and offsets, unless an earlier call has."""
     model, card = load_model(run.best_model)
     if "temperature" in card.training:
         return
     logits = predict_probabilities(logits_model(model), val.images, config.batch_size)
     temperature = fit_temperature(logits, val.labels)
-    apply_temperature(model, temperature)
-    training = {**card.training, "temperature": temperature}
+    counts = np.bincount(train.labels, minlength=len(config.class_names))
+    offsets = rarity_offsets(counts, config.logit_adjustment)
+    rescale_logits(model, temperature, offsets)
+    added = {"temperature": temperature, "logit_offsets": offsets.tolist()}
+    training = {**card.training, **added}
     save_model(model, replace(card, training=training), run.best_model)
-    print(f"Temperature {temperature:.3f}, from the validation faces", flush=True)
+    added_text = ", ".join(f"{offset:.2f}" for offset in offsets)
+    print(f"Temperature {temperature:.3f} of validation faces; for rarity, {added_text} are added")
 
 
 def _build(config: TrainConfig, all_views: bool = True) -> keras.Model:
@@ -254,7 +258,7 @@ def _recipe(config: TrainConfig, num_faces: int) -> Recipe:
         epochs=config.epochs,
         head_epochs=0 if config.weights == NO_WEIGHTS else config.head_epochs,
         batch_size=min(config.batch_size, few),
-        lr=config.lr or (1e-3 if config.weights == NO_WEIGHTS else 2e-4),
+        lr=config.lr or (1e-3 if config.weights == NO_WEIGHTS else 5e-4),
         head_lr=config.head_lr,
         weight_decay=config.weight_decay,
         label_smoothing=config.label_smoothing,

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from fmd_tf.calibration import apply_temperature, fit_temperature
+from fmd_tf.calibration import fit_temperature, rarity_offsets, rescale_logits
 
 
 def _drawn(temperature: float, count: int = 40_000) -> tuple[np.ndarray, np.ndarray]:
@@ -26,13 +26,33 @@ def test_it_stays_within_bounds_where_every_label_is_right():
     assert fit_temperature(np.zeros((0, 3)), np.zeros(0, int)) == 1.0
 
 
-def test_a_model_keeps_its_labels_and_gets_surer():
+def _model() -> keras.Model:
     features = keras.Input((4,))
     logits = keras.layers.Dense(3, name="logits")(features)
-    model = keras.Model(features, keras.layers.Softmax()(logits))
+    return keras.Model(features, keras.layers.Softmax()(logits))
+
+
+def test_a_model_keeps_its_labels_and_gets_surer():
+    model = _model()
     inputs = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
     before = model.predict(inputs, verbose=0)
-    apply_temperature(model, 0.5)
+    rescale_logits(model, 0.5, np.zeros(3))
     after = model.predict(inputs, verbose=0)
     # Logits twice as large: chances squared, over their sum.
     assert after == pytest.approx(before**2 / (before**2).sum(axis=1, keepdims=True), rel=1e-4)
+
+
+def test_rarer_classes_are_favoured_as_if_all_were_equally_frequent():
+    model = _model()
+    inputs = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    before = model.predict(inputs, verbose=0)
+    counts = np.array([100, 50, 2])
+    rescale_logits(model, 1.0, rarity_offsets(counts, 1.0))
+    expected = before / counts
+    expected /= expected.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(model.predict(inputs, verbose=0), expected, rtol=1e-4)
+
+
+def test_offsets_follow_their_strength_and_stand_a_class_without_faces():
+    assert rarity_offsets(np.array([8, 2, 0]), 0.5) == pytest.approx(np.log([1, 2, 8**0.5]))
+    assert not rarity_offsets(np.array([8, 2, 1]), 0.0).any()
