@@ -37,7 +37,8 @@ def grad_cam(model: keras.Model, images: np.ndarray, classes: np.ndarray) -> np.
         float32 [num_faces, size, size], 0 to 1.
     """
     to_maps = keras.Model(model.input, model.get_layer("pool").input)
-    maps = tf.convert_to_tensor(to_maps(tf.cast(images, tf.float32), training=False))
+    # As a graph: a plain call would keep the outputs of all layers, of all views, till its end.
+    maps = tf.convert_to_tensor(to_maps.predict_on_batch(np.asarray(images, np.float32)))
     multi_view = len(maps) > len(images)
     maps = maps[: len(images)]
     with tf.GradientTape() as tape:
