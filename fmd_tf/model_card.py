@@ -26,7 +26,9 @@ _DATA = """\
 Photos with a Pascal VOC box for every face. Photos are split in groups: a photo, its
 near-duplicates and its series are in one part. Learning rate, stopping, the choice of the epoch and
 the temperature look at validation faces only; the test faces are scored once. All faces count,
-those of a few pixels too, unless a least size was set in training.
+those of a few pixels too, unless a least size was set in training. Probabilities of classes that
+are rare in training are raised a little, so that more of them are found; `logit_offsets` in the
+card's JSON file says by how much.
 
 Kaggle's `andrewmvd/face-mask-detection`, the project's reference data (CC0 there), was gathered
 from the web: nothing is known of age, sex, skin or origin of the people in it, two of them make

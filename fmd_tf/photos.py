@@ -59,7 +59,7 @@ class Photo:
         """Return bytes that every signature of an export decodes to `pixels`.
 
         Args:
-            small: Compress them, which takes twenty times as long; for a network.
+            small: Compress them, for a network; it takes many times as long.
         """
         if self.data:
             return self.data

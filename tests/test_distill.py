@@ -9,6 +9,7 @@ import pytest
 
 from fmd_tf import CLASS_NAMES, train
 from fmd_tf.augment import build_augmentation
+from fmd_tf.calibration import rescale_logits
 from fmd_tf.distill import DistilledModel, Teacher, distillation_loss, load_teacher
 from fmd_tf.model import ModelCard, ModelError, load_model, logits_model, save_model
 from tests.serving import faces, tiny_model
@@ -57,6 +58,17 @@ def test_the_teachers_weights_are_not_the_students():
         student, build_augmentation(32, 0), Teacher(lambda x: teacher(x, training=False), 32)
     )
     assert len(model.trainable_variables) == len(student.trainable_variables) == 4
+
+
+def test_what_was_added_for_rare_classes_is_not_taught(tmp_path: Path):
+    model, path = _named_logits(), tmp_path / "t.keras"
+    images = faces(4).astype(np.float32)
+    expected = logits_model(model)(images)
+    offsets = [0.0, 0.4, 2.0]
+    rescale_logits(model, 1.0, np.array(offsets))
+    save_model(model, replace(CARD, training={**CARD.training, "logit_offsets": offsets}), path)
+    teacher = load_teacher(path, CLASS_NAMES, CARD.padding, CARD.square, "abc")
+    np.testing.assert_allclose(teacher.logits(images), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
