@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import tensorflow as tf
+
+_BFLOAT16 = "auto_mixed_precision_onednn_bfloat16"
 
 
 def select_device(device: str) -> None:
@@ -58,6 +62,22 @@ def precision_policy(mixed_precision: str, depthwise: bool = False) -> str:
     if capability >= (8, 0):
         return "mixed_bfloat16"
     return "mixed_float16" if mixed_precision == "on" or capability >= (7, 0) else "float32"
+
+
+@contextmanager
+def faster_graphs() -> Iterator[None]:
+    """Let graphs that first run in here compute in bfloat16 what gains by it, on CPUs with AMX.
+
+    TensorFlow chooses the operations (its `auto_mixed_precision_onednn_bfloat16`): a detector takes
+    two thirds of the time, and its boxes and scores change a little.
+    """
+    faster = _has_amx() and not tf.config.get_visible_devices("GPU")
+    before = bool(tf.config.optimizer.get_experimental_options().get(_BFLOAT16))
+    tf.config.optimizer.set_experimental_options({_BFLOAT16: faster})
+    try:
+        yield
+    finally:
+        tf.config.optimizer.set_experimental_options({_BFLOAT16: before})
 
 
 def _has_amx() -> bool:

@@ -26,6 +26,7 @@ from fmd_tf.backends import BackendError, load_backend
 from fmd_tf.checkpoints import BEST_MODEL
 from fmd_tf.client import ServingError
 from fmd_tf.detect import DETECTOR_NAMES, DetectorError
+from fmd_tf.devices import faster_graphs
 from fmd_tf.draw import draw_faces, save_picture
 from fmd_tf.labelling import Labeller
 from fmd_tf.model import ModelError
@@ -186,7 +187,8 @@ def predict(
             if isinstance(source, VideoSource):
                 tracker = Tracker(confidence_threshold)
                 path = _video_path(source, save_viz)
-                _label_video(source, label, tracker, path, window, results, label_every)
+                with faster_graphs():
+                    _label_video(source, label, tracker, path, window, results, label_every)
             else:
                 _label_photos(source, label, save_viz, window, results)
     return results.summary
