@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -107,9 +108,16 @@ class _KerasFile:
     def __init__(self, path: Path, batch_size: int) -> None:
         self._model, self._card = load_model(path)
         self._batch_size = batch_size
-        self._faces = self._graph(self._card.padding)
-        # As the signature `serving_default`: the whole image without padding.
-        self._crop = self._graph(0.0)
+
+    # Made when they are first called: a run needs one of them, and each takes a second or two.
+    @cached_property
+    def _faces(self) -> Callable[..., list[tf.Tensor]]:
+        return self._graph(self._card.padding)
+
+    @cached_property
+    def _crop(self) -> Callable[..., list[tf.Tensor]]:
+        """Classify as the signature `serving_default`: the whole image without padding."""
+        return self._graph(0.0)
 
     def _graph(self, padding: float) -> Callable[..., list[tf.Tensor]]:
         card = self._card

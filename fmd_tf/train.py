@@ -202,11 +202,13 @@ def _calibrate_once(config: TrainConfig, train: Crops, val: Crops, run: RunFolde
     counts = np.bincount(train.labels, minlength=len(config.class_names))
     offsets = rarity_offsets(counts, config.logit_adjustment)
     rescale_logits(model, temperature, offsets)
-    added = {"temperature": temperature, "logit_offsets": offsets.tolist()}
-    training = {**card.training, **added}
+    training = {**card.training, "temperature": temperature, "logit_offsets": offsets.tolist()}
     save_model(model, replace(card, training=training), run.best_model)
-    added_text = ", ".join(f"{offset:.2f}" for offset in offsets)
-    print(f"Temperature {temperature:.3f} of validation faces; for rarity, {added_text} are added")
+    added = ", ".join(f"{offset:.2f}" for offset in offsets)
+    print(
+        f"Temperature {temperature:.3f} of validation faces; for rarity, {added} are added",
+        flush=True,
+    )
 
 
 def _build(config: TrainConfig, all_views: bool = True) -> keras.Model:
