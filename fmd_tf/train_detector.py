@@ -29,6 +29,7 @@ from fmd_tf.detector import (
     DetectorCard,
     build_detector,
     face_loss,
+    freeze_first_layers,
     load_detector,
     save_detector,
 )
@@ -193,6 +194,7 @@ def _build(config: DetectorConfig) -> keras.Model:
         return build_detector(NO_WEIGHTS)
     if config.weights != NO_WEIGHTS:
         freeze_batch_norm(model)
+        freeze_first_layers(model)
     return model
 
 
