@@ -9,6 +9,7 @@ from fmd_tf.detector import (
     cell_boxes,
     face_loss,
     find_faces,
+    freeze_first_layers,
     load_detector,
     save_detector,
     scale_photo,
@@ -126,6 +127,32 @@ def test_the_loss_is_lowest_for_the_right_answer_and_finite_for_boxes_outside():
     wrong = answer + np.float32(2.0)
     graph = tf.function(face_loss)
     assert np.isfinite(graph(target, answer)) and graph(target, answer) < graph(target, wrong)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [((7, 7), (6, 7)), ((6, 7), (2, 12))],
+    ids=["only the centre is a face", "beside it a score costs less than far away"],
+)
+def test_a_high_score_costs_less(first, second):
+    target = draw_target(tf.constant([[16.0, 16.0, 46.0, 46.0]]), tf.ones([1]), 64)[None]
+
+    def loss(cell):
+        output = np.zeros((1, 16, 16, 5), np.float32)
+        output[..., 0] = -5.0
+        output[0, cell[0], cell[1], 0] = 5.0
+        return float(face_loss(target, tf.constant(output)))
+
+    assert loss(first) < 0.7 * loss(second)
+
+
+def test_the_first_layers_stay_as_they_are():
+    model = build_detector("none")
+    freeze_first_layers(model)
+    trainable = {weight.path for weight in model.trainable_variables}
+    assert not any("Conv1" in path or "block_1_" in path for path in trainable)
+    assert any("block_3_depthwise" in path for path in trainable)
+    assert any("score" in path for path in trainable)
 
 
 def test_a_saved_detector_comes_back(detector, tmp_path):
