@@ -27,7 +27,10 @@ def detector() -> keras.Model:
 
 
 class _Drawn:
-    """Stands for a trained network: answers with logits and distances that are given."""
+    """Stands for a trained network: answers with logits and distances that are given.
+
+    In a map of another size it sees nothing.
+    """
 
     def __init__(self, rows: int, columns: int, faces: dict[tuple[int, int], tuple]):
         self.output = np.full((1, rows, columns, 5), -10.0, np.float32)
@@ -35,8 +38,10 @@ class _Drawn:
             self.output[0, row, column] = [logit, *np.log(reach)]
 
     def __call__(self, photo: tf.Tensor, training: bool) -> tf.Tensor:
-        assert photo.shape[1:3] == [4 * self.output.shape[1], 4 * self.output.shape[2]]
-        return tf.constant(self.output)
+        rows, columns = photo.shape[1] // 4, photo.shape[2] // 4
+        if (rows, columns) == self.output.shape[1:3]:
+            return tf.constant(self.output)
+        return tf.fill([1, rows, columns, 5], -10.0)
 
 
 def test_the_map_has_a_cell_for_four_pixels(detector):
@@ -72,6 +77,30 @@ def test_scores_fall_and_doubles_are_dropped():
     boxes, scores = find_faces(network, crowded, tf.zeros([64, 64, 3], tf.uint8))
     assert len(boxes) == 2
     assert np.all(np.diff(scores) < 0)
+
+
+@pytest.mark.parametrize(("reach", "found"), [(3.9, 0), (4.1, 1)])
+def test_at_half_the_size_only_large_faces_are_found(reach, found):
+    # 128x128 photo at 128 and at 64 px: a face of 64 px has 8 cells of the smaller map.
+    network = _Drawn(16, 16, {(8, 8): (3.0, reach, reach, reach, reach)})
+    boxes, _ = find_faces(network, DetectorCard(128), tf.zeros([128, 128, 3], tf.uint8))
+    # Centre 8.5 cells = 34 px of 64, 68 of 128.
+    low, high = 68 - 8 * reach, 68 + 8 * reach
+    assert boxes.numpy() == pytest.approx(np.array([[low, low, high, high]] * found).reshape(-1, 4))
+
+
+def test_a_face_found_at_both_sizes_is_one():
+    photo = tf.zeros([128, 128, 3], tf.uint8)
+
+    class Both:
+        def __call__(self, photo, training):
+            cells = photo.shape[1] // 4
+            reach = cells / 4
+            face = (3.0 if cells == 32 else 2.0, reach, reach, reach, reach)
+            return _Drawn(cells, cells, {(cells // 2, cells // 2): face})(photo, training)
+
+    boxes, scores = find_faces(Both(), DetectorCard(128), photo)
+    assert len(boxes) == 1 and scores.numpy() == pytest.approx([1 / (1 + np.exp(-3.0))])
 
 
 def test_boxes_end_at_the_photo():
