@@ -9,8 +9,8 @@ MobileNetV2 features at strides 4 to 32 are merged from the coarsest to the fine
 (Lin et al. 2017, arXiv:1612.03144), because half of the faces have fewer than 21 pixels; heat map
 and boxes follow TTFNet (Liu et al. 2019, arXiv:1909.00700). Nothing is normalised after the
 backbone, whose batch norm keeps its pretrained statistics: those of views are not those of whole
-photos. `find_faces` is plain TensorFlow, so
-that evaluation, prediction and the exported graph find the same faces.
+photos. `find_faces` is plain TensorFlow, so that evaluation, prediction and the exported graph
+find the same faces.
 """
 
 from __future__ import annotations
