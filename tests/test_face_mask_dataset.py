@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
+from tensorflow_datasets.core import shuffle
 
 from fmd_tf.face_mask_dataset import Builder, load_photos
 from fmd_tf.voc import AnnotationError
@@ -30,6 +31,28 @@ def test_examples_carry_photo_name_boxes_labels_and_group(voc_dir: Path, tmp_pat
     assert examples[0]["group"] != examples[1]["group"]
     with Image.open(folder.annotations[0].photo) as photo:
         np.testing.assert_array_equal(examples[0]["image"], np.asarray(photo))
+
+
+def test_photos_stay_in_order_and_in_different_buckets_of_tfds(
+    voc_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    names = [f"photo{number:02d}" for number in range(20)]
+    for name in names:
+        add_photo(voc_dir, name)
+    largest = []
+    read_values = shuffle._Bucket.read_values
+
+    def spy(bucket: shuffle._Bucket):
+        largest.append(len(bucket))
+        return read_values(bucket)
+
+    # As if the photos were larger than what TFDS keeps in memory.
+    monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 1)
+    monkeypatch.setattr(shuffle._Bucket, "read_values", spy)
+    photos, _ = load_photos(voc_dir, tfds_dir=tmp_path / "tfds")
+    found = [example["image/filename"].decode() for example in photos.as_numpy_iterator()]
+    assert found == ["good.png", *(f"{name}.png" for name in names)]
+    assert sum(largest) == 21 and max(largest) == 1
 
 
 def test_a_changed_folder_is_prepared_anew(voc_dir: Path, tmp_path: Path):

@@ -21,6 +21,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging
 from PIL import Image
+from tensorflow_datasets.core.shuffle import HKEY_SIZE
 
 from fmd_tf import CLASS_NAMES
 from fmd_tf.splits import MAX_DISTANCE, SERIES_SIZES, group_photos
@@ -83,10 +84,12 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         self, annotations: Sequence[Annotation]
     ) -> Iterator[tuple[int, dict[str, object]]]:
         groups = group_photos(annotations)
+        # TFDS sorts keys by bucket in memory; those of small numbers would all be in the first.
+        step = 2**HKEY_SIZE // max(len(annotations), 1)
         for index, annotation in enumerate(annotations):
             name = annotation.photo.name
             yield (
-                index,
+                index * step,
                 {
                     "image": _photo(annotation.photo),
                     "image/filename": name,
