@@ -85,7 +85,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     ) -> Iterator[tuple[int, dict[str, object]]]:
         groups = group_photos(annotations)
         # TFDS sorts keys by bucket in memory; those of small numbers would all be in the first.
-        step = 2**HKEY_SIZE // max(len(annotations), 1)
+        step = 2**HKEY_SIZE // len(annotations)
         for index, annotation in enumerate(annotations):
             name = annotation.photo.name
             yield (
