@@ -8,8 +8,11 @@ probabilities. A format is a folder with the model's file or files, `class_names
 
 from __future__ import annotations
 
+import csv
 import importlib
+import io
 import json
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -29,6 +32,7 @@ from fmd_tf.row_file import Rows
 Predictor = Callable[[np.ndarray], np.ndarray]
 CALIBRATION_FACES = 300
 """Crops that int8 ranges are read from, when there are as many."""
+_DEBUGGED_FACES = 20
 SAVED_MODEL = "savedmodel"
 MAX_F1_LOSS = 0.005
 BEST_SMALL = "litert-dynamic"
@@ -232,25 +236,45 @@ def _write_litert_dynamic(model: keras.Model, path: Path, crops: Rows) -> None:
 def _write_litert_int8(model: keras.Model, path: Path, crops: Rows) -> None:
     """Quantise weights for each channel, and activations, to int8 (Jacob et al. 2018).
 
-    Input and output stay float32.
+    Input, output, and the layers that int8 does not suit stay float32: selective quantization, as
+    in TensorFlow Lite's guide to its quantization debugger.
     """
+    chosen = np.random.default_rng(0).permutation(len(crops))[:CALIBRATION_FACES]
 
-    def representative() -> Iterator[list[np.ndarray]]:
-        chosen = np.random.default_rng(0).permutation(len(crops))[:CALIBRATION_FACES]
-        for crop in crops[chosen]:
+    def representative(number: int = CALIBRATION_FACES) -> Iterator[list[np.ndarray]]:
+        for crop in crops[chosen[:number]]:
             yield [crop[None].astype(np.float32)]
 
-    with warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         # It warns that inputs have no ranges, which is as it should be: they are float32.
         warnings.filterwarnings("ignore", "Statistics for quantized inputs", UserWarning)
-        model.export(
-            str(path),
-            format="litert",
-            verbose=False,
-            optimizations=[tf.lite.Optimize.DEFAULT],
-            representative_dataset=representative,
-            target_spec={"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]},
+        # The debugger has no other interpreter than the one that TensorFlow is to lose.
+        warnings.filterwarnings(
+            "ignore", r"\s*Warning: tf.lite.Interpreter is deprecated", UserWarning
         )
+        model.export(folder, format="tf_saved_model", verbose=False)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.representative_dataset = representative
+        debugger = tf.lite.experimental.QuantizationDebugger(
+            converter=converter, debug_dataset=lambda: representative(_DEBUGGED_FACES)
+        )
+        debugger.run()
+        debugger.options = tf.lite.experimental.QuantizationDebugOptions(
+            denylisted_nodes=_unsuited_layers(debugger)
+        )
+        path.write_bytes(debugger.get_nondebug_quantized_model())
+
+
+def _unsuited_layers(debugger: tf.lite.experimental.QuantizationDebugger) -> list[str]:
+    """Return the layers whose root mean square error by int8 is more than one of its steps."""
+    table = io.StringIO()
+    debugger.layer_statistics_dump(table)
+    return [
+        row["tensor_name"]
+        for row in csv.DictReader(io.StringIO(table.getvalue()))
+        if float(row["mean_squared_error"]) > float(row["scale"]) ** 2
+    ]
 
 
 def _load_litert(path: Path) -> Predictor:

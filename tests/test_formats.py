@@ -10,7 +10,7 @@ from fmd_tf.formats import FORMATS, Comparison, FormatError, compare, export_for
 from fmd_tf.input_pipeline import Crops
 from fmd_tf.model import load_model
 from fmd_tf.publish import PublishError
-from tests.serving import CARD, faces
+from tests.serving import CARD, SIZE, faces
 
 CROPS = faces(64)
 
@@ -53,6 +53,25 @@ def test_a_written_model_answers_as_its_original(
     assert (folder / "class_names.txt").read_text().split() == list(CLASS_NAMES)
     assert (folder / "README.md").read_text().startswith("# Model card")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_layers_that_int8_does_not_suit_stay_float(tmp_path: Path):
+    kernel = np.full((3, 3, 3, 1), 0.3, np.float32)
+    kernel[1, 0], kernel[1, 2] = 100.0, -100.0  # Eight bits for these round 0.3 to nothing.
+    image = keras.Input((SIZE, SIZE, 3), name="image")
+    x = keras.layers.Rescaling(1 / 255)(image)
+    blur = keras.layers.DepthwiseConv2D(3, activation="relu")
+    x = keras.layers.GlobalAveragePooling2D()(blur(x))
+    blur.set_weights([kernel, np.zeros(3)])
+    head = keras.layers.Dense(3, activation="softmax", kernel_initializer="identity")
+    model = keras.Model(image, head(x))
+    # In a picture of one colour the two large weights cancel, so the answer is that of the others.
+    pictures = np.random.default_rng(0).integers(0, 256, (64, 1, 1, 3), dtype=np.uint8)
+    pictures = np.tile(pictures, (1, SIZE, SIZE, 1))
+    folder = export_format("litert-int8", model, CARD, tmp_path / "out", crops=pictures)
+    found = load_format("litert-int8", folder)(pictures[:32])
+    expected = model.predict(pictures[:32].astype(np.float32), verbose=0)
+    assert np.abs(found - expected).max() < 0.05
 
 
 def test_weights_of_fewer_bits_take_less_room(model: keras.Model, tmp_path: Path):
