@@ -138,6 +138,18 @@ def test_the_boxes_are_drawn_where_they_are(page, tmp_path) -> None:
     assert red < 50 < green < blue
 
 
+def test_a_tall_photo_has_the_pixels_that_are_shown(page, tmp_path) -> None:
+    Image.fromarray(np.full((600, 100, 3), 200, np.uint8)).save(tmp_path / "tall.png")
+    _choose(page, tmp_path / "tall.png")
+    _status(page, "2 faces")
+    width, shown_height = page.execute_script(
+        "const c = document.getElementById('picture');"
+        "return [c.width, c.getBoundingClientRect().height * devicePixelRatio]"
+    )
+    # It fills the height; more pixels than that would make the labels too small to read.
+    assert width == pytest.approx(shown_height * 100 / 600, abs=1)
+
+
 def test_a_dropped_photo_is_labelled(page, tmp_path) -> None:
     data = list(_photo_file(tmp_path).read_bytes())
     page.execute_script(

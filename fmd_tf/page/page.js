@@ -125,14 +125,15 @@ function draw() {
   const { bitmap, faces } = shown;
   const canvas = byId("picture");
   canvas.hidden = false;
+  const width = shownWidth(canvas, bitmap);
   // At least as many pixels as the screen shows: labels on small photos stay sharp.
-  const wanted = canvas.parentElement.clientWidth * (window.devicePixelRatio || 1);
+  const wanted = width * (window.devicePixelRatio || 1);
   const scale = Math.min(Math.max(1, wanted / bitmap.width), 4);
   canvas.width = Math.round(bitmap.width * scale);
   canvas.height = Math.round(bitmap.height * scale);
   const pen = canvas.getContext("2d");
   pen.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
-  const unit = canvas.width / canvas.parentElement.clientWidth;
+  const unit = canvas.width / width;
   pen.font = `600 ${13 * unit}px system-ui, sans-serif`;
   // Where names would cover each other the numbers must do; the table has both.
   let tags = faces.map((face) => placeTag(pen, face, scale, unit, true));
@@ -142,6 +143,12 @@ function draw() {
     drawTag(pen, tags[index], styleOf(faces[index].label, faces[index].classNames).color, unit);
   }
   canvas.setAttribute("aria-label", `The photo with ${faces.length} faces; the table has the same`);
+}
+
+// The style sheet leaves a tall photo narrower than the page.
+function shownWidth(canvas, bitmap) {
+  const most = parseFloat(getComputedStyle(canvas).maxHeight);
+  return Math.min(canvas.parentElement.clientWidth, (most * bitmap.width) / bitmap.height);
 }
 
 function placeTag(pen, face, scale, unit, named) {
