@@ -36,5 +36,5 @@ cd /d "%root%"
 "%python%" -m ruff check . || exit /b 1
 "%python%" -m ruff format --check . || exit /b 1
 "%python%" -m mypy || exit /b 1
-"%python%" -m pytest
+"%python%" -m pytest -n logical --maxprocesses 4 --dist worksteal
 exit /b %errorlevel%

@@ -30,7 +30,7 @@ case "${1:-}" in
         "$python" -m ruff check .
         "$python" -m ruff format --check .
         "$python" -m mypy
-        exec "$python" -m pytest "${@:2}"
+        exec "$python" -m pytest -n logical --maxprocesses 4 --dist worksteal "${@:2}"
         ;;
     *)
         set_up ""
