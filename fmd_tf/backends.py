@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from fmd_tf.client import Client, Prediction, ServingError
-from fmd_tf.freezing import freeze
+from fmd_tf.freezing import fold_batch_norm, freeze
 from fmd_tf.input_pipeline import crop_faces
 from fmd_tf.model import ModelCard, load_model
 from fmd_tf.photos import Photo, PhotoError
@@ -120,11 +120,11 @@ class _KerasFile:
         return self._graph(0.0)
 
     def _graph(self, padding: float) -> Callable[..., list[tf.Tensor]]:
-        card = self._card
+        card, model = self._card, fold_batch_norm(self._model)
 
         def classify(pixels: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
             crops = crop_faces(pixels, boxes, card.image_size, padding, card.square)
-            return self._model(tf.cast(crops, tf.float32), training=False)
+            return model(tf.cast(crops, tf.float32), training=False)
 
         pixels = tf.TensorSpec([None, None, 3], tf.uint8)
         return freeze(classify, pixels, tf.TensorSpec([None, 4]))

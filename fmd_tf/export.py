@@ -59,7 +59,7 @@ from fmd_tf.formats import (
     load_saved_model,
     require_packages,
 )
-from fmd_tf.freezing import freeze
+from fmd_tf.freezing import fold_batch_norm, freeze
 from fmd_tf.input_pipeline import crop_faces, crop_windows, decode_photo, decode_upright
 from fmd_tf.model import ModelCard, ModelError, load_model
 from fmd_tf.model_card import format_model_card
@@ -270,7 +270,8 @@ def _classifier(model: keras.Model, card: ModelCard) -> Classifier:
 
 
 def _freeze(model: keras.Model, spec: tf.TensorSpec) -> Callable[..., list[tf.Tensor]]:
-    return freeze(lambda images: model(images, training=False), spec)
+    folded = fold_batch_norm(model)
+    return freeze(lambda images: folded(images, training=False), spec)
 
 
 def _batched(
