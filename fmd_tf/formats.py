@@ -288,12 +288,12 @@ def round_to_int8(kernel: np.ndarray) -> np.ndarray:
     most up again, until the sum is right to half a step.
 
     Args:
-        kernel: float32 [height, width, channels, 1].
+        kernel: Of a depthwise convolution, float32 [height, width, channels, multiplier].
 
     Returns:
-        The same shape; 255 steps from minus to plus a channel's largest magnitude.
+        The same shape; 254 steps from minus to plus a channel's largest magnitude.
     """
-    weights = kernel.reshape(-1, kernel.shape[2])
+    weights = kernel.reshape(kernel.shape[0] * kernel.shape[1], -1)
     step = np.maximum(np.abs(weights).max(axis=0) / 127, np.finfo(np.float32).tiny)
     low = np.floor(weights / step)
     lost = weights / step - low

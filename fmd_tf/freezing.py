@@ -49,7 +49,7 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
         return type(layer).from_config(config)
 
     def call(layer: keras.layers.Layer, image: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(layer, keras.layers.BatchNormalization):
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.scale and layer.center:
             before = image._keras_history.operation
             if isinstance(before, _CONVOLUTIONS) and before.activation is keras.activations.linear:
                 norms[before.name] = layer.name
@@ -61,6 +61,12 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
     folded = keras.models.clone_model(
         bare, clone_function=clone, call_function=call, recursive=True
     )
+    _copy_weights(model, folded, norms)
+    return folded
+
+
+def _copy_weights(model: keras.Model, folded: keras.Model, norms: dict[str, str]) -> None:
+    """Copy all weights; `norms` has the batch norm that a convolution takes in, by their names."""
     layers = {layer.name: layer for layer in _all_layers(model)}
     for layer in _all_layers(folded):
         source = layers[layer.name]
@@ -70,7 +76,6 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
             layer.kernel.assign(source.kernel)
         else:
             layer.set_weights(source.get_weights())
-    return folded
 
 
 def _all_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
@@ -89,5 +94,7 @@ def _folded_weights(
     factor = norm.gamma / tf.sqrt(norm.moving_variance + norm.epsilon)
     bias = convolution.bias if convolution.use_bias else 0.0
     is_depthwise = isinstance(convolution, keras.layers.DepthwiseConv2D)
-    kernel = convolution.kernel * (factor[:, None] if is_depthwise else factor)
+    # A depthwise kernel has the output channels of each input channel on an axis of their own.
+    shape = convolution.kernel.shape[2:] if is_depthwise else [-1]
+    kernel = convolution.kernel * tf.reshape(factor, shape)
     return [kernel, norm.beta + (bias - norm.moving_mean) * factor]

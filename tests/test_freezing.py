@@ -38,6 +38,17 @@ def test_a_folded_classifier_answers_alike(name: str):
     assert found == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
 
+def test_two_outputs_of_each_channel_fold_alike():
+    image = keras.Input((8, 8, 3))
+    x = keras.layers.DepthwiseConv2D(3, depth_multiplier=2)(image)
+    model = keras.Model(image, keras.layers.BatchNormalization()(x))
+    learn_statistics(model)
+    folded = fold_batch_norm(model)
+    assert count(folded, keras.layers.BatchNormalization) == 0
+    expected, found = (each(IMAGES[:, :8, :8]).numpy() for each in (model, folded))
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-3)
+
+
 def test_what_is_no_convolution_keeps_its_batch_norm():
     image = keras.Input((4, 4, 3))
     norm, convolve = keras.layers.BatchNormalization(), keras.layers.Conv2D(2, 3, activation="relu")
