@@ -22,7 +22,7 @@ import tensorflow as tf
 from sklearn.metrics import f1_score
 
 from fmd_tf.input_pipeline import Crops, eval_dataset
-from fmd_tf.model import ModelCard
+from fmd_tf.model import ModelCard, weighted_layers
 from fmd_tf.model_card import format_model_card
 from fmd_tf.publish import publishing
 from fmd_tf.row_file import Rows
@@ -262,7 +262,8 @@ def _round_depthwise(model: keras.Model) -> Iterator[None]:
     cancel are an offset of all its answers (Nagel et al. 2019, arXiv:1906.04721, who correct the
     bias). MobileNetV2's first layer has weights of 50 and -50 beside small ones.
     """
-    layers = list(_depthwise_layers(model))
+    kind = keras.layers.DepthwiseConv2D
+    layers = [layer for layer in weighted_layers(model) if isinstance(layer, kind)]
     kernels = [layer.kernel.numpy() for layer in layers]
     try:
         for layer, kernel in zip(layers, kernels, strict=True):
@@ -271,14 +272,6 @@ def _round_depthwise(model: keras.Model) -> Iterator[None]:
     finally:
         for layer, kernel in zip(layers, kernels, strict=True):
             layer.kernel.assign(kernel)
-
-
-def _depthwise_layers(model: keras.Model) -> Iterator[keras.layers.DepthwiseConv2D]:
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from _depthwise_layers(layer)
-        elif isinstance(layer, keras.layers.DepthwiseConv2D):
-            yield layer
 
 
 def round_to_int8(kernel: np.ndarray) -> np.ndarray:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+from fmd_tf.model import weighted_layers
 
 _CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
 
@@ -40,20 +42,20 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
     Returns:
         A model that answers as it does in inference, to rounding.
     """
-    norms: dict[str, str] = {}
+    layers = {layer.name: layer for layer in weighted_layers(model)}
+    norms = {
+        layer.input._keras_history.operation.name: layer
+        for layer in layers.values()
+        if _is_foldable(layer)
+    }
 
     def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
-        config = layer.get_config()
-        if isinstance(layer, _CONVOLUTIONS):
-            config["use_bias"] = True
-        return type(layer).from_config(config)
+        bias = {"use_bias": True} if layer.name in norms else {}
+        return type(layer).from_config({**layer.get_config(), **bias})
 
     def call(layer: keras.layers.Layer, image: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(layer, keras.layers.BatchNormalization) and layer.scale and layer.center:
-            before = image._keras_history.operation
-            if isinstance(before, _CONVOLUTIONS) and before.activation is keras.activations.linear:
-                norms[before.name] = layer.name
-                return image
+        if layers.get(layer.name) in norms.values():
+            return image
         return layer(image, *args, **kwargs)
 
     # A model of the same layers is not compiled, so its loss need not be copied.
@@ -61,30 +63,18 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
     folded = keras.models.clone_model(
         bare, clone_function=clone, call_function=call, recursive=True
     )
-    _copy_weights(model, folded, norms)
+    for layer in weighted_layers(folded):
+        source, norm = layers[layer.name], norms.get(layer.name)
+        layer.set_weights(_folded_weights(source, norm) if norm else source.get_weights())
     return folded
 
 
-def _copy_weights(model: keras.Model, folded: keras.Model, norms: dict[str, str]) -> None:
-    """Copy all weights; `norms` has the batch norm that a convolution takes in, by their names."""
-    layers = {layer.name: layer for layer in _all_layers(model)}
-    for layer in _all_layers(folded):
-        source = layers[layer.name]
-        if layer.name in norms:
-            layer.set_weights(_folded_weights(source, layers[norms[layer.name]]))
-        elif isinstance(layer, _CONVOLUTIONS) and not source.use_bias:
-            layer.kernel.assign(source.kernel)
-        else:
-            layer.set_weights(source.get_weights())
-
-
-def _all_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
-    """Give the layers that have weights, those of models in the model too."""
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from _all_layers(layer)
-        elif layer.weights:
-            yield layer
+def _is_foldable(layer: keras.layers.Layer) -> bool:
+    """Tell whether it is batch norm right after a convolution."""
+    if not (isinstance(layer, keras.layers.BatchNormalization) and layer.scale and layer.center):
+        return False
+    before = layer.input._keras_history.operation
+    return isinstance(before, _CONVOLUTIONS) and before.activation is keras.activations.linear
 
 
 def _folded_weights(

@@ -280,6 +280,15 @@ def head_model(model: keras.Model) -> keras.Model:
     return keras.Model(features, x, name="head")
 
 
+def weighted_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    """Give the layers that have weights, those of models in the model too."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from weighted_layers(layer)
+        elif layer.weights:
+            yield layer
+
+
 def freeze_batch_norm(model: keras.Model) -> None:
     """Make all weights trainable but those of batch norm; recompile afterwards."""
     backbone = model.get_layer("backbone")

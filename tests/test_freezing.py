@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from fmd_tf.freezing import fold_batch_norm, freeze
-from fmd_tf.model import MODEL_NAMES, build_model, features_model
+from fmd_tf.model import MODEL_NAMES, build_model, features_model, weighted_layers
 
 IMAGES = np.random.default_rng(0).uniform(0, 255, (3, 64, 64, 3)).astype(np.float32)
 
@@ -12,17 +12,14 @@ IMAGES = np.random.default_rng(0).uniform(0, 255, (3, 64, 64, 3)).astype(np.floa
 def learn_statistics(model: keras.Model) -> None:
     """Give batch norm other statistics than the 0 and 1 that it begins with."""
     generator = np.random.default_rng(0)
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            learn_statistics(layer)
-        elif isinstance(layer, keras.layers.BatchNormalization):
+    for layer in weighted_layers(model):
+        if isinstance(layer, keras.layers.BatchNormalization):
             size = layer.gamma.shape
             layer.set_weights([generator.uniform(0.8, 1.2, size) for _ in range(4)])
 
 
 def count(model: keras.Model, kind: type) -> int:
-    inner = sum(count(layer, kind) for layer in model.layers if isinstance(layer, keras.Model))
-    return inner + sum(isinstance(layer, kind) for layer in model.layers)
+    return sum(isinstance(layer, kind) for layer in weighted_layers(model))
 
 
 @pytest.mark.parametrize("name", MODEL_NAMES)
