@@ -9,7 +9,11 @@ set "extra="
 if "%~1"=="test" set "extra=[dev]"
 if not exist "%python%" (
     echo Setting up %root%.venv, a few minutes the first time
-    py -3 -m venv "%root%.venv" || exit /b 1
+    for %%v in (3.13 3.12 3.11) do if not exist "%python%" py -%%v -m venv "%root%.venv" 2>nul
+    if not exist "%python%" (
+        echo run.bat: expected Python 3.11, 3.12 or 3.13; install one from python.org 1>&2
+        exit /b 1
+    )
 )
 if not exist "%root%.venv\installed%extra%" (
     "%python%" -m pip install --quiet --disable-pip-version-check --editable "%root%.%extra%" || exit /b 1

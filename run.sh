@@ -6,11 +6,30 @@ set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 python="$root/.venv/bin/python"
 
+find_python() {  # print the first Python that TensorFlow has packages for
+    local name supported="import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))"
+    for name in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
+        if "$name" -c "$supported" 2>/dev/null; then
+            echo "$name"
+            return
+        fi
+    done
+    name="${PYTHON:-python3}"
+    echo "run.sh: expected Python 3.11, 3.12 or 3.13," \
+        "found $("$name" --version 2>/dev/null || echo "no $name");" \
+        "install one, or say where it is: PYTHON=/path/to/python3.12 bash run.sh" >&2
+    return 1
+}
+
 set_up() {  # $1: what of the project to install, for example "" or "[dev]"
     local stamp="$root/.venv/installed$1"
     if [[ ! -e "$stamp" || "$root/pyproject.toml" -nt "$stamp" ]]; then
         echo "Setting up $root/.venv (a few minutes the first time)"
-        [[ -x "$python" ]] || "${PYTHON:-python3}" -m venv "$root/.venv"
+        if ! "$python" -m pip --version >/dev/null 2>&1; then
+            local found
+            found="$(find_python)"
+            "$found" -m venv --clear "$root/.venv"
+        fi
         "$python" -m pip install --quiet --disable-pip-version-check --editable "$root$1"
         touch "$stamp"
     fi

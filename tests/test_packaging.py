@@ -1,7 +1,9 @@
 """The files that set the project up agree with each other."""
 
 import ast
+import os
 import re
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -64,6 +66,21 @@ def test_both_scripts_run_the_same_main_job():
         return re.findall(r"-m fmd_tf\.train (--sample[^\n]*)", text)[0].split()
 
     assert flags("run.sh") == flags("run.bat")
+
+
+@pytest.mark.parametrize(
+    ("python", "found"), [("./old", "Python 3.10.13"), ("./missing", "no ./missing")]
+)
+def test_run_sh_says_which_python_it_needs_and_leaves_nothing(tmp_path, python, found):
+    shutil.copy(ROOT / "run.sh", tmp_path)
+    (tmp_path / "old").write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.10.13\n')
+    (tmp_path / "old").chmod(0o755)
+    env = {**os.environ, "PYTHON": python}
+    done = subprocess.run(["bash", "run.sh"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"run.sh: expected Python 3.11, 3.12 or 3.13, found {found}; ")
+    assert not (tmp_path / ".venv").exists()
 
 
 def test_scripts_are_valid_bash():
