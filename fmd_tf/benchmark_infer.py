@@ -61,8 +61,8 @@ def benchmark_infer(
     """
     model, card = load_model(model_path)
     crops, _ = load_faces(data_dir, card)
-    train = select_part(crops, split_file, "train").images
-    test = select_part(crops, split_file, "test")
+    train = select_part(crops, card, split_file, "train").images
+    test = select_part(crops, card, split_file, "test")
     with tempfile.TemporaryDirectory() as folder:
         rows, predictors = _write_all(model, card, train, Path(folder))
         for name, predictor in predictors.items():

@@ -25,9 +25,10 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         labels: int [num_faces].
 
     Returns:
-        0.05 to 20; below 1 the model was too modest, above 1 too sure. 1.0 without faces.
+        0.05 to 20; below 1 the model was too modest, above 1 too sure. 1.0 where no face is
+        wrong, or there is none: the surer, the better, would be the answer of a few faces.
     """
-    if not len(labels):
+    if (logits.argmax(axis=1) == labels).all():
         return 1.0
 
     def cross_entropy(log_temperature: float) -> float:
@@ -46,9 +47,10 @@ def rarity_offsets(class_counts: np.ndarray, strength: float) -> np.ndarray:
         strength: 0 for nothing, 1 to answer as if all classes were equally frequent.
 
     Returns:
-        float32 [num_classes], 0 for the most frequent class and more for rarer ones.
+        float32 [num_classes], 0 for the most frequent class and more for rarer ones; 0 for one
+        that was never seen, of which nothing is known.
     """
-    counts = np.maximum(class_counts, 1)
+    counts = np.where(class_counts > 0, class_counts, class_counts.max(initial=1))
     return (strength * np.log(counts.max() / counts)).astype(np.float32)
 
 

@@ -127,8 +127,7 @@ class RunFolder:
         write_text(run_file, json.dumps(wanted, indent=2))
 
     def _discard(self) -> None:
-        for folder in self.path.glob("state-*"):
-            shutil.rmtree(folder)
+        self._remove_states()
         for name in (_RUN_FILE, BEST_MODEL, "training_log.csv", "exported.txt"):
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
@@ -163,10 +162,17 @@ class RunFolder:
         values = {name: value for name, value in asdict(state).items() if name != "folder"}
         (partial / "state.json").write_text(json.dumps(values), encoding="utf-8")
         partial.replace(state.folder)
-        for folder in self.path.glob("state-*"):
-            if folder != state.folder:
-                shutil.rmtree(folder)
+        self._remove_states(but=state.folder)
         self._write_log(state.history)
+
+    def _remove_states(self, but: Path | None = None) -> None:
+        """Take the name away first: half a state must not look like a whole one."""
+        for folder in self.path.glob("state-*"):
+            if folder != but:
+                removed = self.path / ".removed"
+                shutil.rmtree(removed, ignore_errors=True)
+                folder.replace(removed)
+                shutil.rmtree(removed)
 
     def _write_log(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Write the CSV log anew: appended rows would double an epoch that was killed."""

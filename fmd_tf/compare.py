@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def compare(base: Path, others: Sequence[Path]) -> str:
     """Return a Markdown table with a row a run.
 
-    The rare class is the one with the fewest faces.
+    The rare class is the one with the fewest faces, of those that have any.
 
     Args:
         base: Results folder of the run that the differences are to.
@@ -75,7 +75,8 @@ def _row(
     differences: dict[str, list[float]] | None,
 ) -> str:
     figures = compute_metrics(predictions, class_names, num_bootstrap=1)["all_faces"]
-    rare = min(figures["per_class"].values(), key=lambda each: each["support"])
+    present = [each for each in figures["per_class"].values() if each["support"]]
+    rare = min(present, key=lambda each: each["support"])
     cells = [folder.name]
     for name in ("accuracy", "macro_f1"):
         low, high = differences[name] if differences else (0.0, 0.0)
@@ -86,12 +87,13 @@ def _row(
 
 
 def _minutes(folder: Path) -> str:
-    """Return the wall time of a training; an evaluation has none."""
+    """Return the wall time of a training's epochs; an evaluation has none."""
     path = folder / "metrics" / "config.json"
     if not path.is_file():
         return ""
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return f"{config['seconds'] / 60:.1f}"
+    seconds = config.get("training_seconds")
+    return "" if seconds is None else f"{seconds / 60:.1f}"
 
 
 if __name__ == "__main__":

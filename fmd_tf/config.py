@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from fmd_tf import CLASS_NAMES, MIN_IMAGE_SIZE, MIN_MULTI_VIEW_SIZE
+from fmd_tf.splits import HASH_BITS, MAX_DISTANCE
 
 IMAGENET, NO_WEIGHTS = "imagenet", "none"
 RunConfigT = TypeVar("RunConfigT", bound="RunConfig")
@@ -40,6 +41,9 @@ class RunConfig:
     val_fraction: float = _setting(0.15, "part of the faces for validation")
     test_fraction: float = _setting(0.15, "part of the faces for the test; 0 for none")
     split_file: Path | None = _setting(None, "use the split of this file (a run's split.json)")
+    group_distance: int = _setting(
+        MAX_DISTANCE, "photos that differ in so many of 256 bits or fewer are one group"
+    )
     seed: int = _setting(0, "seed of the split, the order, the augmentation and the weights")
     device: str = _setting("auto", "device to train on", choices=("auto", "cpu", "cuda", "gpu"))
     overwrite: bool = _setting(False, "discard what checkpoint-dir holds and start anew")
@@ -50,7 +54,8 @@ class RunConfig:
             choices = setting.metadata["choices"]
             if choices and getattr(self, setting.name) not in choices:
                 self._require(setting.name, False, f"one of {', '.join(choices)}")
-        self._require("seed", self.seed >= 0, "at least 0")
+        self._require("seed", 0 <= self.seed < 2**31, "0 to 2147483647")
+        self._require("group_distance", 0 <= self.group_distance <= HASH_BITS, f"0 to {HASH_BITS}")
         self._require("test_fraction", 0 <= self.test_fraction < 1, "at least 0 and less than 1")
         self._require("val_fraction", 0 < self.val_fraction < 1, "more than 0 and less than 1")
         names = self.class_names
@@ -140,6 +145,8 @@ class TrainConfig(RunConfig):
         for name in ("balance", "logit_adjustment"):
             self._require(name, 0 <= getattr(self, name) <= 1, "0 to 1")
         self._require("folds", self.folds == 0 or self.folds >= 2, "0 or at least 2")
+        most = 1 - 1 / self.folds if self.folds else 1
+        self._require("val_fraction", self.val_fraction < most, f"less than {most:g}")
         if self.folds and self.split_file:
             raise ConfigError("--folds makes its own splits; leave out --split-file")
         if self.folds and self.distill:

@@ -126,7 +126,7 @@ def _coco(photo: int, box: np.ndarray) -> dict[str, Any]:
 
 def choose_threshold(
     photos: Sequence[PhotoFaces], precision: float = 0.9, min_overlap: float = 0.4
-) -> float:
+) -> float | None:
     """Return the least score at which the faces found still have this precision.
 
     Args:
@@ -135,7 +135,7 @@ def choose_threshold(
         min_overlap: Intersection over union that counts as found.
 
     Returns:
-        A score; 1.0 where no score gives that precision.
+        A score; None where no score gives that precision.
     """
     scores = np.concatenate([np.zeros(0), *(faces.scores for faces in photos)])
     right = np.concatenate(
@@ -144,7 +144,7 @@ def choose_threshold(
     order = np.argsort(-scores, kind="stable")
     precisions = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
     enough = np.flatnonzero(precisions >= precision)
-    return float(scores[order][enough[-1]]) if len(enough) else 1.0
+    return float(scores[order][enough[-1]]) if len(enough) else None
 
 
 def summarize(
@@ -169,14 +169,15 @@ def summarize(
         matched = match(faces, min_overlap)
         hit = np.zeros(len(faces.labels), bool)
         for found, true in enumerate(matched):
-            right = faces.found_labels is None or faces.found_labels[found] == faces.labels[true]
-            if true >= 0 and right:
-                hit[true] = True
+            if true >= 0:
+                labels_found = faces.found_labels
+                hit[true] = labels_found is None or labels_found[found] == faces.labels[true]
         hits.append(hit)
         sizes.append((faces.true_boxes[:, 2:] - faces.true_boxes[:, :2]).min(axis=1))
         labels.append(faces.labels)
         num_found += len(matched)
-    hit, size, label = np.concatenate(hits), np.concatenate(sizes), np.concatenate(labels)
+    hit, size, label = (np.concatenate([[], *parts]) for parts in (hits, sizes, labels))
+    hit = hit.astype(bool)
     return {
         **_recall(hit),
         "precision": float(hit.sum() / num_found) if num_found else None,

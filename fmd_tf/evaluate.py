@@ -27,7 +27,7 @@ from fmd_tf.input_pipeline import Crops, eval_dataset, load_crops
 from fmd_tf.metrics import Predictions, color_contrasts, compute_metrics, format_summary
 from fmd_tf.model import ModelCard, ModelError, load_model
 from fmd_tf.row_file import Rows
-from fmd_tf.splits import SplitError, load_split
+from fmd_tf.splits import MAX_DISTANCE, SplitError, load_split, require_same_split
 from fmd_tf.voc import AnnotationError, Folder
 
 _USER_ERRORS = (AnnotationError, ModelError, OSError, SplitError)
@@ -59,8 +59,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", type=Path, required=True, help="best_model.keras of a training")
     add("--data-dir", type=Path, required=True, help="folder with images/ and annotations/")
-    add("--results-dir", type=Path, default=Path("results"), help="where metrics/ is written")
+    add("--results-dir", type=Path, default=Path("results/again"), help="where metrics/ is written")
     add("--split-file", type=Path, help="split.json of the training")
+    add("--group-distance", type=int, default=MAX_DISTANCE, help="as for training (bits)")
     add("--split", choices=("train", "val", "test", "all"), help="default: test, or all")
     add("--batch-size", type=int, default=32, help="faces a step (default: %(default)s)")
     add("--min-face-size", type=int, default=0, help="leave out smaller faces (pixels)")
@@ -68,9 +69,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--num-bootstrap", type=int, default=1000, help="samples (default: %(default)s)")
     add("--seed", type=int, default=0, help="seed of the bootstrap (default: %(default)s)")
     arguments = parser.parse_args(argv)
-    for name in ("batch_size", "num_bootstrap"):
-        if getattr(arguments, name) < 1:
-            parser.error(f"--{name.replace('_', '-')}: expected at least 1")
+    for name, least in {"batch_size": 1, "num_bootstrap": 1, "seed": 0}.items():
+        if getattr(arguments, name) < least:
+            parser.error(f"--{name.replace('_', '-')}: expected at least {least}")
     if arguments.split in ("train", "val", "test") and not arguments.split_file:
         parser.error(f"--split {arguments.split} needs --split-file FILE")
     arguments.split = arguments.split or ("test" if arguments.split_file else "all")
@@ -88,6 +89,7 @@ def evaluate(
     skip_invalid: bool = False,
     num_bootstrap: int = 1000,
     seed: int = 0,
+    group_distance: int = MAX_DISTANCE,
 ) -> tuple[dict[str, Any], ModelCard]:
     """Score a saved model on a VOC folder and write the report.
 
@@ -102,6 +104,7 @@ def evaluate(
         skip_invalid: Leave out invalid annotations instead of raising.
         num_bootstrap: Number of bootstrap samples for the intervals.
         seed: Seed of the bootstrap.
+        group_distance: See `splits.group_photos`.
 
     Returns:
         What `metrics.json` holds, and the model's card.
@@ -111,9 +114,9 @@ def evaluate(
     """
     classifier, card = load_model(model)
     require_writable(results_dir)
-    crops, folder = load_faces(data_dir, card, skip_invalid)
+    crops, folder = load_faces(data_dir, card, skip_invalid, group_distance)
     write_problems(folder, results_dir)
-    crops = select_part(crops, split_file, split).at_least(min_face_size)
+    crops = select_part(crops, card, split_file, split).at_least(min_face_size)
     if not len(crops):
         raise SplitError(f"no faces to score in {data_dir}, part {split}")
     probabilities = predict_probabilities(classifier, crops.images, batch_size)
@@ -131,13 +134,19 @@ def evaluate(
     return metrics, card
 
 
-def load_faces(data_dir: Path, card: ModelCard, skip_invalid: bool = False) -> tuple[Crops, Folder]:
+def load_faces(
+    data_dir: Path,
+    card: ModelCard,
+    skip_invalid: bool = False,
+    group_distance: int = MAX_DISTANCE,
+) -> tuple[Crops, Folder]:
     """Cut the faces of a VOC folder as a model wants them.
 
     Args:
         data_dir: Folder with `images/` and `annotations/`.
         card: Of the model.
         skip_invalid: Leave out invalid annotations instead of raising.
+        group_distance: See `splits.group_photos`.
 
     Returns:
         The crops, and what was read.
@@ -145,25 +154,31 @@ def load_faces(data_dir: Path, card: ModelCard, skip_invalid: bool = False) -> t
     Raises:
         AnnotationError: Something in the folder is invalid.
     """
-    photos, folder = load_photos(data_dir, card.class_names, skip_invalid)
+    photos, folder = load_photos(
+        data_dir, card.class_names, skip_invalid, group_distance=group_distance
+    )
     return load_crops(photos, card.image_size, card.padding, card.square), folder
 
 
-def select_part(crops: Crops, split_file: Path | None, split: str) -> Crops:
+def select_part(crops: Crops, card: ModelCard, split_file: Path | None, split: str) -> Crops:
     """Return the faces of one part of a split.
 
     Args:
         crops: All faces of the folder.
+        card: Of the model that will see them.
         split_file: A `split.json`; None where `split` is "all".
         split: "train", "val", "test" or "all".
 
     Raises:
-        SplitError: The file is no split of these photos.
+        SplitError: The file is no split of these photos, or not that of the model's training.
     """
     if not split_file:
         return crops
     parts = load_split(split_file, crops.group_of_photo)
-    return crops if split == "all" else crops.select(getattr(parts, split))
+    if split == "all":
+        return crops
+    require_same_split(parts, card.training, f"{split_file} is not the split of the model")
+    return crops.select(getattr(parts, split))
 
 
 def require_writable(results_dir: Path) -> None:
@@ -309,7 +324,7 @@ def read_predictions(path: Path) -> tuple[Predictions, tuple[str, ...]]:
             photos=tuple(row["photo"] for row in rows),
             groups=np.array([row["group"] for row in rows], np.int64),
         )
-    except (IndexError, KeyError, TypeError, ValueError) as error:
+    except (IndexError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise PredictionsError(
             f"{path}: expected a predictions.csv of fmd_tf with at least one face "
             f"({type(error).__name__}: {error})"

@@ -33,7 +33,7 @@ from fmd_tf.detector import DetectorCard, load_detector
 from fmd_tf.detector_metrics import PhotoFaces, average_precision, summarize
 from fmd_tf.input_pipeline import crop_faces, decode_photo
 from fmd_tf.model import ModelCard, ModelError, load_model
-from fmd_tf.splits import SplitError, group_photos, load_split
+from fmd_tf.splits import SplitError, group_photos, load_split, require_same_split
 from fmd_tf.voc import Annotation, AnnotationError, read_folder
 
 Labeller = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -63,7 +63,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--detector", type=Path, required=True, help="best_detector.keras of a training")
     add("--data-dir", type=Path, required=True, help="VOC folder with images/ and annotations/")
-    add("--results-dir", type=Path, default=Path("results/detector"), help="where to write")
+    add("--results-dir", type=Path, default=Path("results/detector_again"), help="where to write")
     add("--split-file", type=Path, help="split.json of the training")
     add("--split", choices=("train", "val", "test", "all"), default="test", help="photos to score")
     add("--model", type=Path, help="classifier: also score boxes and classes together")
@@ -95,7 +95,7 @@ def evaluate(
         model: Classifier that labels the found faces; None scores boxes only.
         peer: "mtcnn" scores MTCNN on the same photos too.
         skip_invalid: Leave out invalid annotations.
-        class_names: Names of the classes.
+        class_names: Names of the classes, which must be the classifier's.
 
     Returns:
         What is written.
@@ -103,10 +103,21 @@ def evaluate(
     Raises:
         ValueError: A subclass for each kind of unusable input, with a message for the user.
     """
-    detectors = {"trained": trained_contender(*load_detector(detector)), **load_peer(peer)}
+    network, card = load_detector(detector)
+    trainings = {detector: card.training}
+    labeller = None
+    if model:
+        classifier, model_card = load_model(model)
+        _require_classes(model, model_card, class_names)
+        trainings[model] = model_card.training
+        labeller = classifier_labeller(classifier, model_card)
+    detectors = {"trained": trained_contender(network, card), **load_peer(peer)}
     folder = read_folder(data_dir, class_names, skip_invalid)
-    photos = _part(folder.annotations, split_file, split)
-    labeller = classifier_labeller(*load_model(model)) if model else None
+    photos = whole_photos(folder.annotations)
+    if split != "all":
+        photos = _part(photos, split_file, split, trainings)
+    if not photos:
+        raise SplitError(f"no photos to score in {data_dir}, part {split}")
     figures = report(detectors, photos, class_names, labeller)
     path = results_dir / "metrics" / "detector.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,15 +127,36 @@ def evaluate(
     return figures
 
 
+def _require_classes(model: Path, card: ModelCard, class_names: Sequence[str]) -> None:
+    """Refuse a classifier whose first class is not the first of the data."""
+    if card.class_names != tuple(class_names):
+        raise ModelError(
+            f"{model} tells apart {', '.join(card.class_names)}, in this order, not "
+            f"{', '.join(class_names)}; give its classes with --class-names"
+        )
+
+
+def whole_photos(annotations: Sequence[Annotation]) -> list[Annotation]:
+    """Return the photos without a face that `--skip-invalid` left out.
+
+    In the others a face would be background.
+    """
+    return [annotation for annotation in annotations if not annotation.num_invalid]
+
+
 def _part(
-    annotations: Sequence[Annotation], split_file: Path | None, split: str
+    annotations: Sequence[Annotation],
+    split_file: Path | None,
+    split: str,
+    trainings: Mapping[Path, Mapping[str, Any]],
 ) -> list[Annotation]:
-    """Return the photos of one part of a split."""
-    if split == "all":
-        return list(annotations)
+    """Return the photos of one part of a split, which must be that of the trainings."""
     if split_file is None:
         raise SplitError(f"--split {split} needs the --split-file of the training")
-    names = set(getattr(load_split(split_file, group_photos(annotations)), split))
+    parts = load_split(split_file, group_photos(annotations))
+    for path, training in trainings.items():
+        require_same_split(parts, training, f"{split_file} is not the split of {path}")
+    names = set(getattr(parts, split))
     return [each for each in annotations if each.photo.name in names]
 
 

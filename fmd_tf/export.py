@@ -141,7 +141,7 @@ def _export_saved_model(model: keras.Model, card: ModelCard, options: argparse.N
     print(f"SavedModel: {path}")
     if options.data_dir:
         crops, _ = load_faces(options.data_dir, card)
-        test = select_part(crops, options.split_file, "test")
+        test = select_part(crops, card, options.split_file, "test")
         print(format_comparison(compare(model, load_saved_model(path), test)))
 
 
@@ -151,8 +151,8 @@ def _export_format(model: keras.Model, card: ModelCard, options: argparse.Namesp
     train = test = None
     if options.data_dir:
         crops, _ = load_faces(options.data_dir, card)
-        train = select_part(crops, options.split_file, "train").images
-        test = select_part(crops, options.split_file, "test")
+        train = select_part(crops, card, options.split_file, "train").images
+        test = select_part(crops, card, options.split_file, "test")
     export_format(options.format, model, card, output, options.overwrite, train)
     size = sum(path.stat().st_size for path in output.glob("model*")) / 1e6
     print(f"{options.format}: {output} ({size:.1f} MB)")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import sys
 from collections import Counter
@@ -33,6 +34,7 @@ from fmd_tf.voc import AnnotationError
 LABEL, TINY, WRONG = "label", "tiny", "wrong"
 _VERDICT_FIELDS = ("photo", "xmin", "ymin", "xmax", "ymax", "verdict")
 _PICTURE_SIZE = 112
+_MOST_SHOWN = 800  # A picture of twice as many would be too high for Matplotlib.
 _USER_ERRORS = (AnnotationError, PredictionsError, OSError)
 
 
@@ -174,7 +176,7 @@ def _read_verdicts(path: Path) -> dict[Face, str]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             return {_face_of(row): row["verdict"] for row in csv.DictReader(file)}
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise PredictionsError(
             f"{path}: expected a CSV with the columns {', '.join(_VERDICT_FIELDS)} ({error})"
         ) from error
@@ -188,14 +190,14 @@ def _write_mistakes(
     class_names: Sequence[str],
 ) -> None:
     """Write a row a mistake, the surest first within its kind."""
-    lines = [",".join([*_VERDICT_FIELDS, "label", "predicted", "confidence"])]
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow([*_VERDICT_FIELDS, "label", "predicted", "confidence"])
     for i in _by_kind(pooled, wrong, kinds):
-        box = ",".join(str(value) for value in pooled.boxes[i].tolist())
         label, predicted = (class_names[each[i]] for each in (pooled.labels, pooled.predicted))
-        lines.append(
-            f"{pooled.photos[i]},{box},{kinds[i]},{label},{predicted},{pooled.confidences[i]:.3f}"
-        )
-    write_text(path, "\n".join(lines) + "\n")
+        confidence = f"{pooled.confidences[i]:.3f}"
+        writer.writerow([*pooled.faces[i], kinds[i], label, predicted, confidence])
+    write_text(path, table.getvalue())
 
 
 def _by_kind(pooled: Predictions, wrong: np.ndarray, kinds: Mapping[int, str]) -> list[int]:
@@ -209,12 +211,12 @@ def _plot(
     crops: Crops,
     class_names: Sequence[str],
 ) -> Figure:
-    """Show every mistake under its kind."""
+    """Show the mistakes under their kinds."""
     boxes = crops.boxes.tolist()
     row_of = {
         (photo, *box): row for row, (photo, box) in enumerate(zip(crops.photos, boxes, strict=True))
     }
-    names, order = pooled.faces, _by_kind(pooled, wrong, kinds)
+    names, order = pooled.faces, _by_kind(pooled, wrong, kinds)[:_MOST_SHOWN]
     if missing := [names[i] for i in order if names[i] not in row_of]:
         raise PredictionsError(f"no face {missing[0]} in the data; give the folder it is of")
     titles = [

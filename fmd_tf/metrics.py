@@ -192,7 +192,7 @@ def summarize(
     """
     confusion = confusion_matrix(predictions.labels, predictions.predicted, len(class_names))
     figures = _figures(confusion)
-    support = confusion.sum(axis=1)
+    support = figures["support"]
     return {
         "num_faces": len(predictions.labels),
         **{name: _number(figures[name]) for name in _OVERALL},
@@ -250,6 +250,7 @@ def _figures(confusion: np.ndarray) -> dict[str, np.ndarray]:
         "precision": precision,
         "recall": recall,
         "f1": f1,
+        "support": actual,
     }
 
 
@@ -269,7 +270,12 @@ def _intervals(
         return {}
     figures = _bootstrap(predictions, len(class_names), num_bootstrap, seed)
     overall = {name: _percentiles(figures[name]) for name in _OVERALL}
-    recalls = {name: _percentiles(figures["recall"][:, i]) for i, name in enumerate(class_names)}
+    # A sample without a face of the class says nothing of its recall.
+    samples = [figures["recall"][figures["support"][:, i] > 0, i] for i in range(len(class_names))]
+    recalls = {
+        name: _percentiles(values) if len(values) else None
+        for name, values in zip(class_names, samples, strict=True)
+    }
     return {**overall, "recall": recalls}
 
 
@@ -361,7 +367,8 @@ def _slices(
     for low, high in pairwise((0, *edges, np.inf)):
         part = predictions.where((values >= low) & (values < high))
         confusion = confusion_matrix(part.labels, part.predicted, len(class_names))
-        figures, support = _figures(confusion), confusion.sum(axis=1)
+        figures = _figures(confusion)
+        support = figures["support"]
         slices.append(
             {
                 key: _range_name(low, high),

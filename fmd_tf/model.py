@@ -59,25 +59,34 @@ class _Backbone:
     """A Keras application, the preprocessing it was trained with, and its kind."""
 
     build: Callable[..., keras.Model]
-    preprocess: Callable[[keras.KerasTensor], keras.KerasTensor]
+    preprocess: Callable[[keras.KerasTensor, bool], keras.KerasTensor]
     depthwise: bool
 
 
-def _caffe(image: keras.KerasTensor) -> keras.KerasTensor:
+def _caffe(image: keras.KerasTensor, downloaded: bool) -> keras.KerasTensor:
     """RGB to BGR, ImageNet means off, as `keras.applications.resnet50.preprocess_input`."""
     image = keras.ops.flip(image, axis=-1)
     offset = [-103.939, -116.779, -123.68]
     return keras.layers.Rescaling(1.0, offset, dtype="float32", name="preprocess")(image)
 
 
-def _unit(image: keras.KerasTensor) -> keras.KerasTensor:
+def _unit(image: keras.KerasTensor, downloaded: bool) -> keras.KerasTensor:
     """Scale to -1..1, as `keras.applications.mobilenet_v2.preprocess_input`."""
     return keras.layers.Rescaling(1 / 127.5, -1.0, dtype="float32", name="preprocess")(image)
 
 
-def _inside(image: keras.KerasTensor) -> keras.KerasTensor:
-    """Pass on: the application scales by itself, as Keras' EfficientNet does."""
-    return image
+def _inside(image: keras.KerasTensor, downloaded: bool) -> keras.KerasTensor:
+    """Pass on: Keras' EfficientNet scales by itself, the last step only if it downloads weights.
+
+    That step divides the normalised channels by the root of their standard deviation; here it is
+    done before, about the same mean.
+    """
+    if downloaded:
+        return image
+    scale = [1 / deviation**0.5 for deviation in (0.229, 0.224, 0.225)]
+    means = (0.485, 0.456, 0.406)
+    offset = [255 * mean * (1 - each) for mean, each in zip(means, scale, strict=True)]
+    return keras.layers.Rescaling(scale, offset, dtype="float32", name="preprocess")(image)
 
 
 _BACKBONES = {
@@ -207,7 +216,8 @@ def _run_backbone(
     if weights == "none":
         _speed_up_batch_norm(features)
     mode = {} if weights == "none" else {"training": False}
-    return features(_BACKBONES[model_name].preprocess(image), **mode)
+    image = _BACKBONES[model_name].preprocess(image, weights == "imagenet")
+    return features(image, **mode)
 
 
 def _load_backbone(model_name: str, image_size: int | None, weights: str) -> keras.Model:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fmd_tf import CLASS_NAMES
 from fmd_tf.detector import DetectorCard
 from fmd_tf.model import ModelCard
 
@@ -29,7 +30,9 @@ the temperature look at validation faces only; the test faces are scored once. A
 those of a few pixels too, unless a least size was set in training. Probabilities of classes that
 are rare in training are raised a little, so that more of them are found; `logit_offsets` in the
 card's JSON file says by how much.
+"""
 
+_KAGGLE = """\
 Kaggle's `andrewmvd/face-mask-detection`, the project's reference data (CC0 there), was gathered
 from the web: nothing is known of age, sex, skin or origin of the people in it, two of them make
 up 6 % of the faces, and no figure by any such group can be given. Measure on your own people
@@ -40,8 +43,10 @@ _LIMITS = """\
 ## Known weaknesses
 
 Masks of the colour of skin are taken for bare faces, and hands before the mouth for masks. Faces
-of a few pixels are a guess. `mask_weared_incorrect` is rare in the data, and missed most often.
+of a few pixels are a guess.
+"""
 
+_LICENCES = """\
 ## Licences
 
 The code is under the MIT licence. The ImageNet weights that training begins from are those of
@@ -69,7 +74,11 @@ def format_model_card(card: ModelCard, detector_card: DetectorCard | None = None
     ]
     if detector_card:
         lines.append(_detector_line(detector_card))
-    lines += ["", _USE, _DATA, *_figures(card), _LIMITS]
+    kaggle = card.class_names == CLASS_NAMES
+    lines += ["", _USE, _DATA, *([_KAGGLE] if kaggle else []), *_figures(card), _LIMITS]
+    if kaggle:
+        lines.append("`mask_weared_incorrect` is rare in the data, and missed most often.\n")
+    lines.append(_LICENCES)
     return "\n".join(lines)
 
 

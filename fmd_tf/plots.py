@@ -134,10 +134,6 @@ def plot_mistakes(
     """
     wrong = np.flatnonzero(predictions.predicted != predictions.labels)
     wrong = wrong[np.argsort(-predictions.confidences[wrong], kind="stable")][:most]
-    if not len(wrong):
-        figure = Figure(figsize=(4, 2))
-        figure.text(0.5, 0.5, "no mistakes", ha="center")
-        return figure
     titles = [
         f"{class_names[predictions.labels[i]]}\n→ {class_names[predictions.predicted[i]]} "
         f"{predictions.confidences[i]:.2f}\n{predictions.photos[i]} "
@@ -145,18 +141,23 @@ def plot_mistakes(
         for i in wrong
     ]
     figure = plot_grid([images[i] for i in wrong], titles, columns=6)
-    figure.suptitle("true class → predicted class and confidence; photo and shorter side")
+    if len(wrong):
+        figure.suptitle("true class → predicted class and confidence; photo and shorter side")
     return figure
 
 
 def plot_grid(images: Sequence[np.ndarray], titles: Sequence[str], columns: int) -> Figure:
-    """Show pictures with titles in a grid.
+    """Show pictures of mistakes with titles in a grid, or say that there are none.
 
     Args:
-        images: uint8 [height, width, 3] each; at least one.
+        images: uint8 [height, width, 3] each.
         titles: One a picture.
         columns: Number of pictures a row.
     """
+    if not images:
+        figure = Figure(figsize=(4, 2))
+        figure.text(0.5, 0.5, "no mistakes", ha="center")
+        return figure
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(2.1 * columns, 2.6 * rows + 0.4), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -164,5 +165,5 @@ def plot_grid(images: Sequence[np.ndarray], titles: Sequence[str], columns: int)
         axis.set_axis_off()
     for axis, image, title in zip(axes, images, titles, strict=False):
         axis.imshow(image)
-        axis.set_title(title, fontsize=7)
+        axis.set_title(title, fontsize=7, parse_math=False)  # File names may have dollar signs.
     return figure

@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import imagehash
 import numpy as np
@@ -24,11 +25,13 @@ from scipy.sparse.csgraph import connected_components
 from fmd_tf.voc import Annotation
 
 HASH_SIZE = 16
+HASH_BITS = HASH_SIZE**2
 MAX_DISTANCE = 50
 """Photos whose 256-bit difference hashes differ in at most so many bits are one scene.
 
 Measured on the Kaggle data: copies differ in 0 to 5 bits, consecutive shots in 27 to 48, and
-hardly any other pair in under 60. A pair joined by mistake costs nothing but a larger group.
+hardly any other pair in under 60. A pair joined by mistake costs nothing but a larger group;
+only the photos of one fixed camera are all joined, and need a smaller number.
 """
 
 SERIES_SIZES = ((301, 400),)
@@ -76,8 +79,8 @@ def group_photos(
     first, second = _close_pairs(hashes, max_distance)
     for size in series_sizes:
         series = [i for i, each in enumerate(annotations) if (each.width, each.height) == size]
-        first += series[:-1]
-        second += series[1:]
+        first = np.append(first, series[:-1])
+        second = np.append(second, series[1:])
     links = coo_array((np.ones(len(first)), (first, second)), shape=[len(annotations)] * 2)
     _, groups = connected_components(links, directed=False)
     names = [annotation.photo.name for annotation in annotations]
@@ -90,16 +93,16 @@ def _difference_hash(annotation: Annotation) -> np.ndarray:
         return imagehash.dhash(image.convert("RGB"), HASH_SIZE).hash.ravel()
 
 
-def _close_pairs(hashes: np.ndarray, max_distance: int) -> tuple[list[int], list[int]]:
+def _close_pairs(hashes: np.ndarray, max_distance: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the index pairs of near-duplicates, comparing blocks to bound the memory."""
-    first, second = list[int](), list[int]()
+    first, second = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
     for start in range(0, len(hashes), 1024):
-        block = hashes[start : start + 1024]
-        distances = block @ (1 - hashes).T + (1 - block) @ hashes.T
-        rows, columns = np.nonzero(distances <= max_distance)
-        first += (rows + start).tolist()
-        second += columns.tolist()
-    return first, second
+        block, later = hashes[start : start + 1024], hashes[start:]
+        distances = block @ (1 - later).T + (1 - block) @ later.T
+        rows, columns = np.nonzero(np.triu(distances <= max_distance, k=1))
+        first.append((rows + start).astype(np.int32))
+        second.append((columns + start).astype(np.int32))
+    return np.concatenate(first), np.concatenate(second)
 
 
 def make_split(
@@ -122,7 +125,7 @@ def make_split(
         The split.
 
     Raises:
-        SplitError: There are fewer groups than parts.
+        SplitError: There are fewer groups with faces than parts.
     """
     fractions = [1 - val_fraction - test_fraction, val_fraction, test_fraction]
     parts = _deal(labels_by_photo, groups, fractions, seed)
@@ -149,11 +152,15 @@ def choose_split(
         The split.
 
     Raises:
-        SplitError: See `make_split` and `load_split`.
+        SplitError: See `make_split` and `load_split`; or a part of the file holds no faces.
     """
-    if split_file:
-        return load_split(split_file, groups)
-    return make_split(labels_by_photo, groups, *fractions, seed)
+    if not split_file:
+        return make_split(labels_by_photo, groups, *fractions, seed)
+    split = load_split(split_file, groups)
+    for name, photos in asdict(split).items():
+        if (photos or name != "test") and not any(labels_by_photo[photo] for photo in photos):
+            raise SplitError(f"{split_file}: expected faces in every part, got none in {name!r}")
+    return split
 
 
 def make_folds(
@@ -203,11 +210,13 @@ def _deal(
     for row, photo in zip(rows, photos, strict=True):
         counts[row] += np.bincount(np.array(labels_by_photo[photo], int), minlength=num_classes)
     num_parts = sum(fraction > 0 for fraction in fractions)
-    if len(counts) < num_parts:
+    num_groups = np.count_nonzero(counts.sum(axis=1))
+    if num_groups < num_parts:
         raise SplitError(
-            f"expected at least {num_parts} groups of photos for {num_parts} parts, got "
-            f"{len(counts)} ({len(photos)} photos; near-duplicates are one group): add photos, "
-            "or ask for fewer parts with --test-fraction 0"
+            f"expected at least {num_parts} groups of photos with faces for {num_parts} parts, "
+            f"got {num_groups} ({len(photos)} photos; near-duplicates, and all shots of one fixed "
+            "camera, are one group): add photos of other scenes, ask for fewer parts with "
+            "--test-fraction 0, or join copies only with --group-distance 5"
         )
     part_of = _best_deal(counts, np.array(fractions), np.random.default_rng(seed))
     return [
@@ -223,15 +232,18 @@ def _best_deal(
     best, best_error = np.zeros(len(counts), int), np.inf
     used = np.flatnonzero(fractions > 0)
     borders = np.cumsum(fractions[used])[:-1] * counts.sum()
-    target = fractions[used, None] * np.maximum(counts.sum(axis=0), 1)
+    # A class without faces would be the worst of every deal.
+    target = fractions[used, None] * counts.sum(axis=0)
+    present = counts.sum(axis=0) > 0
     for _ in range(_NUM_CANDIDATES):
         order = generator.permutation(len(counts))
         # A group goes to the part in which its middle face falls.
         middles = np.cumsum(counts[order].sum(axis=1)) - counts[order].sum(axis=1) / 2
         parts = np.searchsorted(borders, middles)
         got = np.stack([counts[order][parts == part].sum(axis=0) for part in range(len(used))])
-        empty = len(np.unique(parts)) < len(used)
-        error = np.abs(got / target - 1).max() + (np.inf if empty else 0)
+        error = np.abs(got[:, present] / target[:, present] - 1).max()
+        if not got.sum(axis=1).all():
+            error = np.inf
         if error < best_error:
             best_error = error
             best[order] = used[parts]
@@ -245,6 +257,24 @@ def split_digest(split: Split) -> str:
     """Return 16 hexadecimal digits that two splits of the same photos into the same parts share."""
     parts = {name: sorted(photos) for name, photos in asdict(split).items()}
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def require_same_split(split: Split, training: Mapping[str, Any], problem: str) -> None:
+    """Refuse figures of a part that a model may have learnt from.
+
+    Args:
+        split: The split that is about to be used.
+        training: What the model's card says of its training.
+        problem: Beginning of the message.
+
+    Raises:
+        SplitError: The card names another split; that of one without a name is not known.
+    """
+    if training.get("split", split_digest(split)) != split_digest(split):
+        raise SplitError(
+            f"{problem}, so it may have learnt from these photos; give the split.json that its "
+            "training wrote to results/metrics"
+        )
 
 
 def save_split(split: Split, groups: Mapping[str, int], path: Path) -> None:
@@ -268,7 +298,8 @@ def load_split(path: Path | str, groups: Mapping[str, int]) -> Split:
 
     Args:
         path: A file that `save_split` wrote, or JSON with lists "train", "val" and "test".
-        groups: Group of each photo of the data set.
+        groups: Group of each photo of the data set; those in the file, where it has them, are
+            the ones with which it was made.
 
     Returns:
         The split.
@@ -280,22 +311,30 @@ def load_split(path: Path | str, groups: Mapping[str, int]) -> Split:
     path = Path(path)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        split = Split(**{part.name: tuple(record[part.name]) for part in fields(Split)})
+        split = Split(**{part.name: _names(record[part.name]) for part in fields(Split)})
+        groups_then = {photo: int(group) for photo, group in record.get("groups", {}).items()}
     except FileNotFoundError:
         raise SplitError(f"no split file {path}; a run writes results/metrics/split.json") from None
-    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise SplitError(
             f'{path}: expected JSON with lists of photo names "train", "val" and "test", got '
             f"{type(error).__name__}: {error}"
         ) from error
-    _check(split, groups, path)
+    named = {photo for photos in asdict(split).values() for photo in photos}
+    _check(split, groups, groups_then if named <= groups_then.keys() else groups, path)
     return split
 
 
-def _check(split: Split, groups: Mapping[str, int], path: Path) -> None:
+def _names(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise TypeError(f"{json.dumps(value)[:40]} is no list of names")
+    return tuple(value)
+
+
+def _check(split: Split, photos: Collection[str], groups: Mapping[str, int], path: Path) -> None:
     """Raise where a split does not fit the data or leaks."""
     named = Counter(photo for part in fields(Split) for photo in getattr(split, part.name))
-    unknown = [photo for photo in named if photo not in groups]
+    unknown = [photo for photo in named if photo not in photos]
     if unknown:
         raise SplitError(f"{path} names {len(unknown)} photos not in the data: {unknown[:3]}")
     double = [photo for photo, count in named.items() if count > 1]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -78,13 +77,12 @@ def train_and_evaluate(config: TrainConfig) -> dict:
     Raises:
         ValueError: A subclass for each kind of unusable input, with a message for the user.
     """
-    started = time.perf_counter()
     select_device(config.device)
     require_writable(config.checkpoint_dir, config.results_dir, config.export_dir)
     config = _resolve_weights(config)
     crops, folder = _load_data(config)
     if config.folds:
-        report = _cross_validate(config, crops)
+        report, seconds = _cross_validate(config, crops)
     else:
         split = choose_split(
             _labels_by_photo(crops),
@@ -97,10 +95,11 @@ def train_and_evaluate(config: TrainConfig) -> dict:
         run = _train(config, crops, split, config.checkpoint_dir, "split.json")
         model, card = load_model(run.best_model)
         report = _evaluate(config, crops, split, model, run)
-        card = _with_report(card, report, "test" if split.test else "validation", run)
+        seconds = _seconds(run)
+        card = _with_report(card, report, "test" if split.test else "validation", seconds)
         save_model(model, card, run.best_model)
         _export_once(model, card, config.export_dir, run)
-    _write_config(config, folder, time.perf_counter() - started)
+    _write_config(config, folder, seconds)
     print(f"Results: {config.results_dir / 'metrics'}")
     print(format_summary(report, config.class_names))
     return report
@@ -125,6 +124,8 @@ def _load_data(config: TrainConfig) -> tuple[Crops, Folder]:
     if not len(crops.at_least(config.min_face_size)):
         raise ConfigError(f"{data_dir} holds no faces of at least {config.min_face_size} pixels")
     counts = Counter(config.class_names[label] for label in crops.labels)
+    if missing := [name for name in config.class_names if not counts[name]]:
+        print(f"No face is {' or '.join(missing)}: the model will not learn what that is")
     print(
         f"{data_dir}: {len(folder.annotations)} photos ({folder.num_without_faces} without "
         f"faces), {len(crops)} faces ({folder.num_clipped} clipped to the photo): "
@@ -136,7 +137,9 @@ def _load_data(config: TrainConfig) -> tuple[Crops, Folder]:
 
 def _cut(config: TrainConfig, image_size: int) -> tuple[Crops, Folder]:
     data_dir = write_sample(SAMPLE_DIR) if config.sample else find_data(config.data_dir)
-    photos, folder = load_photos(data_dir, config.class_names, skip_invalid=config.skip_invalid)
+    photos, folder = load_photos(
+        data_dir, config.class_names, config.skip_invalid, group_distance=config.group_distance
+    )
     return load_crops(photos, image_size, config.padding, config.square), folder
 
 
@@ -152,6 +155,7 @@ def _train(
     config: TrainConfig, crops: Crops, split: Split, checkpoint_dir: Path, split_name: str
 ) -> RunFolder:
     """Train one model, or go on with it, up to its best checkpoint."""
+    _require_faces(config, crops, split)
     teaching = _teaching(config, crops, split)
     run = RunFolder(checkpoint_dir)
     run.open(_identity(config, crops, split), config.overwrite)
@@ -174,6 +178,16 @@ def _train(
             train_model(trained, train, val, _recipe(config, len(train)), run, save_best, teaching)
     _calibrate_once(config, train, val, run)
     return run
+
+
+def _require_faces(config: TrainConfig, crops: Crops, split: Split) -> None:
+    """Fail before the training, not after it, where a part has only faces that are too small."""
+    for name, photos in asdict(split).items():
+        if photos and not len(crops.select(photos)):
+            raise ConfigError(
+                f"--min-face-size {config.min_face_size} leaves no face in the part {name!r}; "
+                "give a smaller one, or another --seed"
+            )
 
 
 def _teaching(config: TrainConfig, crops: Crops, split: Split) -> Teaching | None:
@@ -312,9 +326,13 @@ def _evaluate(
     )
 
 
-def _with_report(card: ModelCard, report: dict, part: str, run: RunFolder) -> ModelCard:
+def _seconds(run: RunFolder) -> float:
+    """Return the wall time of all epochs, whatever interrupted them."""
+    return round(sum(record["seconds"] for record in run.history), 1)
+
+
+def _with_report(card: ModelCard, report: dict, part: str, seconds: float) -> ModelCard:
     """Return the card with the figures of the model, so that they go where it goes."""
-    seconds = sum(record["seconds"] for record in run.history)
     figures = {"part": part, "seconds": seconds, **report}
     return replace(card, training={**card.training, "report": figures})
 
@@ -329,12 +347,13 @@ def _export_once(model: keras.Model, card: ModelCard, export_dir: Path, run: Run
     print(f"Best model: {run.best_model}\nSavedModel: {version}")
 
 
-def _cross_validate(config: TrainConfig, crops: Crops) -> dict:
-    """Train a model a fold and report on the pooled predictions of faces it did not see."""
+def _cross_validate(config: TrainConfig, crops: Crops) -> tuple[dict, float]:
+    """Train a model a fold; report on pooled predictions of unseen faces, and seconds trained."""
     groups, labels = crops.group_of_photo, _labels_by_photo(crops)
     folds = make_folds(labels, groups, config.folds, config.val_fraction, config.seed)
     crops = crops.at_least(config.min_face_size)
     probabilities = np.zeros((len(crops), len(config.class_names)), np.float32)
+    seconds = 0.0
     for index, split in enumerate(folds):
         print(f"Fold {index + 1} of {len(folds)}", flush=True)
         name = f"fold-{index}"
@@ -342,13 +361,15 @@ def _cross_validate(config: TrainConfig, crops: Crops) -> dict:
         tested = np.isin(crops.photos, split.test)
         model = load_model(run.best_model)[0]
         probabilities[tested] = _predict(config, model, crops.select(split.test)).probabilities
+        seconds += _seconds(run)
         keras.backend.clear_session()
-    return write_report(
+    report = write_report(
         config.results_dir,
         Predictions.from_crops(crops, probabilities),
         config.class_names,
         crops_images=crops.images,
     )
+    return report, seconds
 
 
 def _write_config(config: TrainConfig, folder: Folder, seconds: float) -> None:
@@ -357,7 +378,7 @@ def _write_config(config: TrainConfig, folder: Folder, seconds: float) -> None:
         "settings": asdict(config),
         "data_dir": folder.data_dir,
         **provenance(),
-        "seconds": round(seconds, 1),
+        "training_seconds": seconds,
     }
     path = config.results_dir / "metrics" / "config.json"
     write_text(path, json.dumps(record, indent=2, default=str))

@@ -37,11 +37,18 @@ from fmd_tf.detector_metrics import average_precision, choose_threshold
 from fmd_tf.detector_pipeline import train_views, views_per_epoch
 from fmd_tf.devices import select_device
 from fmd_tf.download import find_data
-from fmd_tf.evaluate_detector import find_all, format_report, load_peer, report, trained_contender
+from fmd_tf.evaluate_detector import (
+    find_all,
+    format_report,
+    load_peer,
+    report,
+    trained_contender,
+    whole_photos,
+)
 from fmd_tf.input_pipeline import steps_per_epoch
 from fmd_tf.model import ModelError, freeze_batch_norm
 from fmd_tf.sample_data import SAMPLE_DIR, write_sample
-from fmd_tf.splits import Split, choose_split, group_photos, save_split
+from fmd_tf.splits import Split, choose_split, group_photos, save_split, split_digest
 from fmd_tf.voc import Annotation, Folder, read_folder
 
 BEST_DETECTOR = "best_detector.keras"
@@ -75,7 +82,7 @@ def train_and_evaluate(config: DetectorConfig) -> dict:
     require_writable(config.checkpoint_dir, config.results_dir)
     peer = load_peer(config.peer)
     folder = _read_data(config)
-    groups = group_photos(folder.annotations)
+    groups = group_photos(folder.annotations, config.group_distance)
     split = _choose_split(config, folder, groups)
     parts = {name: _select(folder, getattr(split, name)) for name in ("train", "val", "test")}
     for name, part in parts.items():
@@ -85,7 +92,7 @@ def train_and_evaluate(config: DetectorConfig) -> dict:
     # Only now: a run that is refused must leave the results of the one before as they are.
     save_split(split, groups, config.results_dir / "metrics" / "split.json")
     _train(config, run, parts["train"], parts["val"])
-    path = _set_threshold(config, run.path / BEST_DETECTOR, parts["val"])
+    path = _finish(config, run.path / BEST_DETECTOR, parts["val"], split)
     tested = "test" if parts["test"] else "val"
     if tested == "val":
         print("No test part: the figures below are of the validation photos, and flattering.")
@@ -121,7 +128,7 @@ def _choose_split(config: DetectorConfig, folder: Folder, groups: Mapping[str, i
 
 def _select(folder: Folder, names: Sequence[str]) -> list[Annotation]:
     wanted = set(names)
-    return [each for each in folder.annotations if each.photo.name in wanted]
+    return [each for each in whole_photos(folder.annotations) if each.photo.name in wanted]
 
 
 def _train(
@@ -244,13 +251,18 @@ def _save(
     save_detector(model, card, config.checkpoint_dir / BEST_DETECTOR)
 
 
-def _set_threshold(config: DetectorConfig, path: Path, val: Sequence[Annotation]) -> Path:
-    """Choose the threshold on validation photos, and keep it in the card."""
+def _finish(config: DetectorConfig, path: Path, val: Sequence[Annotation], split: Split) -> Path:
+    """Choose the threshold on validation photos; keep it, and the split, in the card."""
     model, card = load_detector(path)
     found = find_all(trained_contender(model, card), val, config.class_names)
     threshold = choose_threshold(found, config.precision)
-    print(f"Threshold {threshold:.3f}: precision {config.precision} on the validation photos")
-    save_detector(model, replace(card, threshold=threshold), path)
+    if threshold is None:
+        threshold = DetectorCard(config.image_size).threshold
+        print(f"No threshold has a precision of {config.precision}; it is {threshold:.3f}")
+    else:
+        print(f"Threshold {threshold:.3f}: precision {config.precision} on the validation photos")
+    training = {**card.training, "split": split_digest(split)}
+    save_detector(model, replace(card, threshold=threshold, training=training), path)
     return path
 
 

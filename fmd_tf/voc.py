@@ -22,6 +22,8 @@ from fmd_tf import CLASS_NAMES, boxes
 from fmd_tf.boxes import Box
 
 PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+# What Pillow calls them; MPO is a JPEG with more pictures behind it, as phones write.
+_FORMATS = ("BMP", "JPEG", "MPO", "PNG", "WEBP")
 MAX_PIXELS = 100_000_000
 _ORIENTATION_TAG = 0x0112
 
@@ -50,6 +52,8 @@ class Annotation:
         height: Height of the photo in pixels.
         faces: The faces, in the order of the file; may be empty.
         num_clipped: How many of the boxes reached beyond the photo.
+        num_invalid: How many faces were left out with `skip_invalid`: there are more than
+            `faces` in the photo.
     """
 
     xml: Path
@@ -58,6 +62,7 @@ class Annotation:
     height: int
     faces: tuple[Face, ...]
     num_clipped: int = 0
+    num_invalid: int = 0
 
 
 @dataclass(frozen=True)
@@ -338,6 +343,7 @@ class _Reader(_XmlReader):
             height=size[1],
             faces=tuple(face for face in faces if face),
             num_clipped=self._num_clipped,
+            num_invalid=faces.count(None),
         )
 
     def _count_names(self, root: etree._Element) -> None:
@@ -401,6 +407,10 @@ def _decoded_size(photo: Path) -> tuple[int, int]:
         OSError, ValueError, SyntaxError: The photo is not whole, or not usable.
     """
     with Image.open(photo) as image:
+        if image.format not in _FORMATS:
+            raise ValueError(f"{image.format} under the name {photo.name}; store it as PNG or JPEG")
+        if image.format == "BMP" and image.mode not in ("L", "RGB", "RGBA"):
+            raise ValueError("a BMP with a palette; store it as PNG")
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS}")
         image.load()

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import keras
@@ -114,6 +115,28 @@ def test_a_half_written_state_is_ignored(tmp_path: Path):
     assert run.latest().epoch == 1
     _drive(run, VALUES[:3], epochs=7)
     assert run.latest().epoch == 2
+
+
+def test_a_kill_while_an_old_state_is_removed_leaves_the_new_one(tmp_path: Path, monkeypatch):
+    """Of a folder that is being removed, `state.json` may be gone and the weights still there."""
+    run = _open(tmp_path / "run")
+    _drive(run, VALUES[:1], epochs=7)
+    remove = shutil.rmtree
+
+    def killed(path, ignore_errors=False):
+        if not ignore_errors:
+            (Path(path) / "state.json").unlink()
+            raise KeyboardInterrupt
+        remove(path, ignore_errors=True)
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        _drive(run, VALUES[:2], epochs=7)
+    monkeypatch.undo()
+    assert RunFolder(run.path).latest().epoch == 1
+    _drive(RunFolder(run.path), VALUES[:3], epochs=7)
+    assert sorted(path.name for path in run.path.glob("*state*")) == ["state-head-002"]
+    assert not (run.path / ".removed").exists()
 
 
 def test_two_states_after_a_kill_between_writing_and_dropping(tmp_path: Path):

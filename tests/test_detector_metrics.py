@@ -60,7 +60,7 @@ def test_the_threshold_keeps_the_precision():
     photos = [_photo(found, [[0, 0, 9, 9], [20, 0, 29, 9], [40, 0, 49, 9]])]
     assert choose_threshold(photos, 0.9) == 0.8
     assert choose_threshold(photos, 0.75) == 0.6
-    assert choose_threshold([_photo([(0, 0, 1, 1, 0.9)], [])], 0.9) == 1.0
+    assert choose_threshold([_photo([(0, 0, 1, 1, 0.9)], [])], 0.9) is None
 
 
 def test_summary_by_size_and_class():
@@ -83,3 +83,11 @@ def test_with_labels_a_face_must_be_of_the_right_class_too():
 def test_figures_of_nothing_are_none():
     figures = summarize([_photo([], [])], NAMES, 0.4)
     assert figures["recall"] is None and figures["precision"] is None
+    assert summarize([], NAMES, 0.4)["recall"] is None
+
+
+def test_what_is_found_where_no_face_is_counts_against_the_precision():
+    nobody = _photo([(0, 0, 10, 10, 0.9)], [], found_labels=np.array([0]))
+    face = _photo([(0, 0, 10, 10, 0.9)], [[0, 0, 10, 10]], [1], np.array([1]))
+    figures = summarize([nobody, face], NAMES, 0.3)
+    assert figures["recall"] == 1.0 and figures["precision"] == 0.5

@@ -1,5 +1,6 @@
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -8,7 +9,7 @@ import pytest
 
 from fmd_tf.evaluate import evaluate, main, predict_probabilities, write_report
 from fmd_tf.metrics import Predictions
-from fmd_tf.model import ModelCard, save_model
+from fmd_tf.model import ModelCard, load_model, save_model
 from tests.conftest import add_photo
 
 NAMES = ("with_mask", "without_mask", "mask_weared_incorrect")
@@ -76,6 +77,20 @@ def test_small_faces_are_left_out_after_the_split(voc_dir: Path, model_file: Pat
         min_face_size=10,
     )
     assert metrics["all_faces"]["num_faces"] == 1
+
+
+def test_a_part_of_another_split_than_the_models_is_refused(
+    voc_dir: Path, model_file: Path, tmp_path: Path, capsys
+):
+    model, card = load_model(model_file)
+    training = {**card.training, "split": "that of another run"}
+    save_model(model, replace(card, training=training), tmp_path / "model.keras")
+    (tmp_path / "split.json").write_text('{"train": [], "val": [], "test": ["good.png"]}')
+    arguments = ["--model", str(tmp_path / "model.keras"), "--data-dir", str(voc_dir)]
+    arguments += ["--results-dir", str(tmp_path), "--split-file", str(tmp_path / "split.json")]
+    assert main(arguments) == 2
+    assert "is not the split of the model, so it may have learnt from" in capsys.readouterr().err
+    assert main([*arguments, "--split", "all"]) == 0
 
 
 def test_what_is_left_out_is_listed(voc_dir: Path, model_file: Path, tmp_path: Path, capsys):

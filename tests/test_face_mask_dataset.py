@@ -109,6 +109,32 @@ def test_all_photo_formats_decode_to_rgb(voc_dir: Path, tmp_path: Path, suffix: 
     assert np.abs(image.astype(int) - (200, 100, 50)).max() <= 4
 
 
+@pytest.mark.parametrize("kind", ["WEBP", "JPEG", "BMP"])
+def test_a_photo_is_read_as_what_it_is_and_not_as_it_is_named(
+    voc_dir: Path, tmp_path: Path, kind: str
+):
+    Image.new("RGB", (40, 30), (200, 100, 50)).save(voc_dir / "images" / "good.png", format=kind)
+    photos, _ = load_photos(voc_dir, tfds_dir=tmp_path / "tfds")
+    (example,) = photos.as_numpy_iterator()
+    assert np.abs(example["image"].astype(int) - (200, 100, 50)).max() <= 4
+
+
+def test_groups_may_be_smaller(voc_dir: Path, tmp_path: Path):
+    """Two uniform photos are one group; one with an edge is another where only copies are."""
+    pixels = np.zeros((30, 40, 3), np.uint8)
+    for stem, edge in (("dark", 0), ("edge", 255)):
+        add_photo(voc_dir, stem)
+        pixels[:, 30:] = edge
+        Image.fromarray(pixels).save(voc_dir / "images" / f"{stem}.png")
+
+    def groups(distance: int) -> list[int]:
+        photos, _ = load_photos(voc_dir, tfds_dir=tmp_path / "tfds", group_distance=distance)
+        return [int(each["group"]) for each in photos.as_numpy_iterator()]
+
+    assert len(set(groups(0))) == 3
+    assert len(set(groups(256))) == 1
+
+
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "I;16", "CMYK"])
 def test_other_colour_modes_become_rgb_or_a_problem(voc_dir: Path, tmp_path: Path, mode: str):
     suffix = "jpg" if mode == "CMYK" else "png"

@@ -85,6 +85,33 @@ def test_a_persons_verdict_goes_first(tmp_path: Path, data_dir: Path):
     assert summary["mistakes"] == {"hand": 1, "tiny": 1}
 
 
+def test_names_with_commas_and_dollars_come_back(tmp_path: Path, data_dir: Path):
+    name = "door, 1 $a_$.png"
+    (data_dir / "images" / "a.png").rename(data_dir / "images" / name)
+    xml = data_dir / "annotations" / "a.xml"
+    xml.write_text(xml.read_text().replace("a.png", name))
+    table = _run(tmp_path / "one", 0.97)
+    table.write_text(table.read_text().replace("a.png", f'"{name}"'))
+    assert _call(tmp_path, data_dir)[0] == 0
+    verdicts = tmp_path / "out" / "metrics" / "mistakes.csv"
+    verdicts.rename(tmp_path / "verdicts.csv")
+    code, folder = _call(tmp_path, data_dir, "--verdicts", str(tmp_path / "verdicts.csv"))
+    with (folder / "mistakes.csv").open() as file:
+        assert [row["photo"] for row in csv.DictReader(file)] == [name, name]
+    assert code == 0
+
+
+def test_no_mistakes_are_a_result_too(tmp_path: Path, data_dir: Path):
+    table = _run(tmp_path / "one", 0.97)
+    rows = table.read_text().splitlines()
+    right = [row for row in rows[1:] if row.split(",")[6] == row.split(",")[7]]
+    table.write_text("\n".join([rows[0], *right]))
+    code, folder = _call(tmp_path, data_dir)
+    assert code == 0
+    assert len((folder / "mistakes.csv").read_text().splitlines()) == 1
+    assert (folder / "mistakes_sorted.png").is_file()
+
+
 @pytest.mark.parametrize(
     ("spoil", "expected"),
     [

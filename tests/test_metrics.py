@@ -90,6 +90,19 @@ def test_faces_that_fail_together_widen_the_interval():
     assert 3.5 < widths[1] / widths[0] < 5.5
 
 
+def test_samples_without_a_face_of_a_class_say_nothing_of_its_recall():
+    """One face of the second class, found: in a third of the samples it is not drawn."""
+    chances = np.array([[0.9, 0.1]] * 5 + [[0.1, 0.9]], np.float32)
+    boxes = np.tile([0, 0, 20, 20], (6, 1))
+    names = ("a", "b", "c")
+    chances = np.concatenate([chances, np.zeros((6, 1), np.float32)], axis=1)
+    labels = np.array([0] * 5 + [1])
+    predictions = Predictions(chances, labels, boxes, tuple("uvwxyz"), np.arange(6))
+    metrics = compute_metrics(predictions, names)
+    intervals = metrics["all_faces"]["intervals_95"]["recall"]
+    assert intervals == {"a": [1.0, 1.0], "b": [1.0, 1.0], "c": None}
+
+
 def test_seed_fixes_the_intervals():
     predictions = _predictions([0, 1, 2, 0, 1, 2], [0, 1, 1, 0, 0, 2])
     assert compute_metrics(predictions, NAMES, seed=1) == compute_metrics(

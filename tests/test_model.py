@@ -46,6 +46,23 @@ def test_preprocessing_is_that_of_the_application(name: str, module: str):
     np.testing.assert_allclose(inside, expected, atol=1e-3)
 
 
+def test_efficientnet_sees_the_same_from_a_file_as_downloaded(tmp_path: Path, monkeypatch):
+    """Keras adds a step to the application only where it downloads the weights itself."""
+    application = keras.applications.EfficientNetB0(include_top=False, weights=None)
+    mean, deviation = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
+    (means,) = (x for x in application.layers if isinstance(x, keras.layers.Normalization))
+    means.set_weights([mean, deviation, *means.get_weights()[2:]])
+    path = tmp_path / "own.weights.h5"
+    application.save_weights(path)
+    monkeypatch.setattr("keras.src.utils.file_utils.get_file", lambda *_, **__: str(path))
+    downloaded, own = (
+        features_model(build_model("efficientnet", 32, 3, weights))(IMAGES)
+        for weights in ("imagenet", str(path))
+    )
+    scale = np.abs(downloaded).max()
+    np.testing.assert_allclose(own / scale, downloaded / scale, atol=1e-3)
+
+
 def test_file_holds_model_and_card(mobilenet: keras.Model, tmp_path: Path):
     card = ModelCard(("a", "b", "c"), 32, 0.2, False, "mobilenet", {"epoch": 3})
     save_model(mobilenet, card, tmp_path / "model.keras")

@@ -1,5 +1,6 @@
 import numpy as np
 
+from fmd_tf import CLASS_NAMES
 from fmd_tf.detector import DetectorCard
 from fmd_tf.metrics import Predictions, compute_metrics
 from fmd_tf.model import ModelCard
@@ -36,6 +37,13 @@ def test_a_model_without_figures_says_so():
     card = ModelCard(NAMES, 32, training={"val_macro_f1": 0.9})
     assert "was never scored" in format_model_card(card)
     assert "0.9" not in format_model_card(card)
+
+
+def test_what_is_known_of_kaggles_data_is_told_of_its_classes_only():
+    own = format_model_card(ModelCard(NAMES, 32))
+    assert "Kaggle" not in own and "mask_weared_incorrect" not in own and "## Licences" in own
+    text = format_model_card(ModelCard(CLASS_NAMES, 32))
+    assert "reference data (CC0 there)" in text and "mask_weared_incorrect` is rare" in text
 
 
 def test_the_detector_is_named():

@@ -1,4 +1,5 @@
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,12 @@ from fmd_tf import CLASS_NAMES
 from fmd_tf.splits import (
     Split,
     SplitError,
+    choose_split,
     group_photos,
     load_split,
     make_folds,
     make_split,
+    require_same_split,
     save_split,
     split_digest,
 )
@@ -94,7 +97,9 @@ def test_a_few_groups_of_very_different_size_still_fill_all_parts():
 
 
 def test_too_few_groups():
-    with pytest.raises(SplitError, match="at least 3 groups of photos for 3 parts, got 2"):
+    with pytest.raises(
+        SplitError, match="at least 3 groups of photos with faces for 3 parts, got 2"
+    ):
         make_split({"a": [0], "b": [1], "c": [0]}, {"a": 0, "b": 1, "c": 1})
 
 
@@ -110,6 +115,9 @@ def test_split_file(tmp_path: Path):
     [
         ("nonsense", "expected JSON with lists"),
         ('{"train": ["a"], "val": []}', "KeyError: 'test'"),
+        ('{"train": "abc", "val": [], "test": []}', 'TypeError: "abc" is no list of names'),
+        ('{"train": [["a"]], "val": [], "test": []}', "is no list of names"),
+        ("[1]", "TypeError"),
         ('{"train": ["x"], "val": [], "test": []}', "names 1 photos not in the data"),
         ('{"train": ["a", "a"], "val": [], "test": []}', "names 1 photos twice"),
         ('{"train": ["a"], "val": ["b"], "test": []}', r"leaks: a \(train\) and b \(val\)"),
@@ -119,6 +127,52 @@ def test_bad_split_files(tmp_path: Path, text: str, expected: str):
     (tmp_path / "split.json").write_text(text)
     with pytest.raises(SplitError, match=expected):
         load_split(tmp_path / "split.json", {"a": 0, "b": 0})
+
+
+def test_a_split_is_checked_by_the_groups_with_which_it_was_made(tmp_path: Path):
+    """Groups may have been smaller then, as `--group-distance` says."""
+    path = tmp_path / "split.json"
+    save_split(Split(("a",), ("b",), ()), {"a": 0, "b": 1}, path)
+    assert load_split(path, {"a": 0, "b": 0}).val == ("b",)
+    save_split(Split(("a",), ("b",), ()), {"a": 0, "b": 0}, path)
+    with pytest.raises(SplitError, match="leaks"):
+        load_split(path, {"a": 0, "b": 1})
+
+
+def test_a_part_without_faces_is_refused_before_training(tmp_path: Path):
+    labels = {"a": [0], "b": [], "c": [1]}
+    groups = {"a": 0, "b": 1, "c": 2}
+    for parts in (Split(("a",), ("b",), ("c",)), Split(("a",), (), ("c",))):
+        save_split(parts, groups, tmp_path / "split.json")
+        with pytest.raises(SplitError, match="got none in 'val'"):
+            choose_split(labels, groups, (0.2, 0.2), 0, tmp_path / "split.json")
+
+
+def test_photos_without_faces_fill_no_part():
+    """Ten photos of nobody beside four with faces: each part must get one of the four."""
+    labels: dict[str, list[int]] = {f"{i}.png": [0, 0, 1] if i < 4 else [] for i in range(14)}
+    for seed in range(5):
+        split = make_split(labels, {photo: i for i, photo in enumerate(labels)}, seed=seed)
+        for part in (split.train, split.val, split.test):
+            assert any(labels[photo] for photo in part)
+    with pytest.raises(SplitError, match="groups of photos with faces for 3 parts, got 0"):
+        make_split({photo: [] for photo in "abcd"}, dict.fromkeys("abcd", 0))
+
+
+def test_a_class_without_faces_does_not_upset_the_others():
+    labels, groups = _random_data(0)
+    with_gap = {photo: [(0, 2, 3)[each] for each in faces] for photo, faces in labels.items()}
+    assert make_split(with_gap, groups, seed=1) == make_split(labels, groups, seed=1)
+
+
+@pytest.mark.parametrize("named", ["other", None])
+def test_a_part_of_another_split_is_refused(named: str | None):
+    split = Split(("a",), ("b",), ("c",))
+    training = {"split": named} if named else {}
+    refused = pytest.raises(SplitError, match=r"x is not it, so it may have learnt from")
+    with refused if named else nullcontext():
+        require_same_split(split, training, "x is not it")
+    require_same_split(split, {"split": split_digest(split)}, "x is not it")
 
 
 def test_missing_split_file(tmp_path: Path):
@@ -136,6 +190,18 @@ def test_copies_are_one_group_and_others_are_not(voc_dir: Path):
     groups = group_photos(read_folder(voc_dir).annotations)
     assert groups["first.png"] == groups["copy.png"]
     assert len(set(groups.values())) == 3  # good, first with its copy, second
+
+
+def test_shots_of_one_camera_are_one_group_unless_only_copies_are(voc_dir: Path):
+    background = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    for i in range(3):
+        add_photo(voc_dir, f"door{i}")
+        shot = background.copy()
+        shot[5:20, 10 * i : 10 * i + 12] = 255
+        Image.fromarray(shot).save(voc_dir / "images" / f"door{i}.png")
+    annotations = read_folder(voc_dir).annotations
+    assert len(set(group_photos(annotations, max_distance=100).values())) == 2
+    assert len(set(group_photos(annotations, max_distance=0).values())) == 4
 
 
 def test_a_series_is_one_group(voc_dir: Path):

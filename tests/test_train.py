@@ -132,6 +132,13 @@ def test_a_split_can_be_read_back(trained: Path, sample_dir: Path, tmp_path: Pat
     assert again == json.loads(split_file.read_text())
 
 
+def test_a_part_of_small_faces_alone_is_said_before_training(sample_dir, tmp_path, capsys):
+    arguments = _arguments(sample_dir, tmp_path, "--min-face-size", "60")
+    assert train.main(arguments) == 2
+    assert "--min-face-size 60 leaves no face in the part" in capsys.readouterr().err
+    assert not (tmp_path / "checkpoints" / "run.json").exists()
+
+
 def test_folds_pool_predictions_of_every_face(sample_dir: Path, tmp_path: Path, capsys):
     more = ["--folds", "2", "--epochs", "1", "--scheduler", "cosine"]
     assert train.main(_arguments(sample_dir, tmp_path, *more)) == 0

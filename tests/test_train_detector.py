@@ -3,8 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from fmd_tf import checkpoints, evaluate_detector, train_detector
+from fmd_tf import CLASS_NAMES, checkpoints, evaluate_detector, train_detector
 from fmd_tf.detector import load_detector
+from fmd_tf.model import ModelCard, build_model, save_model
+from fmd_tf.voc import read_folder
+from tests.conftest import add_photo
 
 
 def _arguments(data_dir: Path, folder: Path) -> list[str]:
@@ -88,6 +91,41 @@ def test_a_saved_detector_is_scored_beside_annotations(trained, sample_dir, tmp_
     assert scored["detection"] == first["detection"]
     assert evaluate_detector.main(arguments) == 2
     assert "--split test needs the --split-file" in capsys.readouterr().err
+
+
+def test_the_split_and_the_classifier_must_fit(trained, sample_dir, tmp_path, capsys):
+    path = trained / "results" / "metrics" / "split.json"
+    record = json.loads(path.read_text())
+    record["train"], record["test"] = record["test"], record["train"]
+    (tmp_path / "swapped.json").write_text(json.dumps(record))
+    arguments = [
+        *("--detector", str(trained / "checkpoints" / "best_detector.keras")),
+        *("--data-dir", str(sample_dir), "--results-dir", str(tmp_path)),
+    ]
+    swapped = ["--split-file", str(tmp_path / "swapped.json")]
+    assert evaluate_detector.main([*arguments, *swapped]) == 2
+    assert "is not the split of" in capsys.readouterr().err
+    card = ModelCard(tuple(reversed(CLASS_NAMES)), 32)
+    save_model(build_model("mobilenet", 32, 3, "none"), card, tmp_path / "model.keras")
+    model = ["--model", str(tmp_path / "model.keras"), "--split", "all"]
+    assert evaluate_detector.main([*arguments, *model]) == 2
+    assert "give its classes with --class-names" in capsys.readouterr().err
+
+
+def test_a_photo_with_a_face_left_out_is_no_background(voc_dir):
+    faces = [("with_mask", (2, 3, 12, 13)), ("someone", (20, 3, 30, 13))]
+    add_photo(voc_dir, "two", faces=faces)
+    folder = read_folder(voc_dir, skip_invalid=True)
+    assert len(folder.annotations) == 2
+    whole = evaluate_detector.whole_photos(folder.annotations)
+    assert [annotation.photo.name for annotation in whole] == ["good.png"]
+
+
+def test_a_threshold_that_nothing_reaches_is_not_claimed(trained, sample_dir, capsys):
+    arguments = [*_arguments(sample_dir, trained), "--precision", "0.9999"]
+    assert train_detector.main(arguments) == 0
+    assert "No threshold has a precision of 0.9999; it is 0.300" in capsys.readouterr().out
+    assert train_detector.main(_arguments(sample_dir, trained)) == 0
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,7 @@ def test_a_bad_face_does_not_cost_the_good_one_beside_it(voc_dir: Path):
     _faces(("with_mask", (5, 1, 5, 5)), ("without_mask", (1, 2, 9, 9)))(voc_dir)
     folder = read_folder(voc_dir, skip_invalid=True)
     assert folder.annotations[0].faces == (Face("without_mask", (1, 2, 9, 9)),)
+    assert [annotation.num_invalid for annotation in folder.annotations] == [1, 0]
 
 
 def test_all_problems_come_at_once(voc_dir: Path):
@@ -146,6 +147,21 @@ def test_photo_formats(voc_dir: Path, suffix: str):
     Image.new("RGB", (40, 30)).save(voc_dir / "images" / f"other.{suffix}")
     (voc_dir / "annotations" / "other.xml").write_text(voc_xml(f"other.{suffix}"))
     assert len(read_folder(voc_dir).annotations) == 2
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "PPM"])
+def test_other_formats_under_a_usual_name_are_problems(voc_dir: Path, kind: str):
+    Image.new("RGB", (40, 30)).save(voc_dir / "images" / "good.png", format=kind)
+    with pytest.raises(AnnotationError, match=f"got: {kind} under the name good.png"):
+        read_folder(voc_dir)
+
+
+def test_a_bmp_with_a_palette_is_a_problem(voc_dir: Path):
+    """TensorFlow would take its numbers for grays."""
+    photo = Image.new("RGB", (40, 30), (200, 100, 50)).quantize(2)
+    photo.save(voc_dir / "images" / "good.png", format="BMP")
+    with pytest.raises(AnnotationError, match="a BMP with a palette; store it as PNG"):
+        read_folder(voc_dir)
 
 
 @pytest.mark.parametrize("missing", ["images", "annotations"])

@@ -36,9 +36,11 @@ class FaceMaskConfig(tfds.core.BuilderConfig):
 
     Attributes:
         folder: Its valid annotations; None for the folder in TFDS' manual directory.
+        group_distance: See `splits.group_photos`.
     """
 
     folder: Folder | None = field(default=None, repr=False)
+    group_distance: int = MAX_DISTANCE
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
@@ -83,7 +85,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(
         self, annotations: Sequence[Annotation]
     ) -> Iterator[tuple[int, dict[str, object]]]:
-        groups = group_photos(annotations)
+        groups = group_photos(annotations, self.builder_config.group_distance)
         # TFDS sorts keys by bucket in memory; those of small numbers would all be in the first.
         step = 2**HKEY_SIZE // len(annotations)
         for index, annotation in enumerate(annotations):
@@ -102,11 +104,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def _photo(path: Path) -> str | np.ndarray:
-    """Keep files as they are, but WebP: TFDS decodes it as an animation."""
-    if path.suffix.lower() != ".webp":
-        return str(path)
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
+    """Keep files as they are, but WebP, which TFDS decodes as an animation."""
+    with Image.open(path) as image:  # By content: many a file named .jpg is WebP.
+        return np.asarray(image.convert("RGB")) if image.format == "WEBP" else str(path)
 
 
 def load_photos(
@@ -114,6 +114,7 @@ def load_photos(
     class_names: Sequence[str] = CLASS_NAMES,
     skip_invalid: bool = False,
     tfds_dir: Path | str | None = None,
+    group_distance: int = MAX_DISTANCE,
 ) -> tuple[tf.data.Dataset, Folder]:
     """Check a folder, prepare it as a TFDS data set once, and return its photos.
 
@@ -126,6 +127,7 @@ def load_photos(
         skip_invalid: See `voc.read_folder`.
         tfds_dir: Where TFDS keeps prepared data; default: TFDS' own (`~/tensorflow_datasets`,
             or the environment variable TFDS_DATA_DIR).
+        group_distance: See `splits.group_photos`.
 
     Returns:
         The examples in the order of the photos, decoded; and the folder as it was read.
@@ -134,7 +136,8 @@ def load_photos(
         AnnotationError: See `voc.read_folder`.
     """
     folder = read_folder(data_dir, class_names, skip_invalid)
-    config = FaceMaskConfig(name=f"voc_{_fingerprint(folder)}", folder=folder)
+    name = f"voc_{_fingerprint(folder, group_distance)}"
+    config = FaceMaskConfig(name=name, folder=folder, group_distance=group_distance)
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()  # A moving bar is no use in a log file.
     builder = _prepare(config, tfds_dir)
@@ -170,9 +173,9 @@ def _silent_logging() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _fingerprint(folder: Folder) -> str:
+def _fingerprint(folder: Folder, group_distance: int) -> str:
     """Return a digest of what the examples are made from, grouping included."""
-    settings = [folder.class_names, MAX_DISTANCE, SERIES_SIZES, str(Builder.VERSION)]
+    settings = [folder.class_names, group_distance, SERIES_SIZES, str(Builder.VERSION)]
     digest = hashlib.sha256(json.dumps(settings).encode())
     for annotation in folder.annotations:
         stat = annotation.photo.stat()
