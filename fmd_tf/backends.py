@@ -177,7 +177,7 @@ class _SavedModel:
     """A SavedModel of `fmd_tf.export`, run by its signatures."""
 
     def __init__(self, path: Path, batch_size: int) -> None:
-        folder = _version_folder(path)
+        folder = version_folder(path)
         try:
             # The functions live as long as the object that was loaded.
             self._loaded = tf.saved_model.load(str(folder))
@@ -211,15 +211,22 @@ class _SavedModel:
         return _predictions(self._run(_CROPS, image_bytes=tf.constant([photo.encoded()])))[0]
 
     def find_faces(self, photo: Photo) -> Found:
-        outputs = self._run(_PHOTO, image_bytes=tf.constant(photo.encoded()))
+        outputs = self._run(_PHOTO, image_bytes=tf.constant(photo.file or photo.encoded()))
         return outputs["boxes"], outputs["face_scores"], _predictions(outputs)
 
     def close(self) -> None:
         pass
 
 
-def _version_folder(path: Path) -> Path:
-    """Return the folder itself or the newest version in it."""
+def version_folder(path: Path) -> Path:
+    """Return the folder itself, where it is a SavedModel, or the newest version in it.
+
+    Args:
+        path: An existing folder.
+
+    Raises:
+        BackendError: There is none.
+    """
     if (path / "saved_model.pb").is_file():
         return path
     versions = [each for each in path.iterdir() if each.name.isdecimal()]
@@ -262,8 +269,11 @@ def _predictions(outputs: Mapping[str, np.ndarray]) -> list[Prediction]:
 def _asserted(error: tf.errors.OpError) -> str:
     """Return what the graph's own checks say, without the names of nodes."""
     message = str(error.message or "")
-    said = re.search(r"assertion failed: \[(.*?)\] \[", message)
-    return said.group(1) if said else message.splitlines()[0][:150]
+    said = re.search(r"assertion failed: \[(.*)", message)
+    if not said:
+        return message.splitlines()[0][:150]
+    parts = re.split(r"\[\[\{\{node|\[Op:", said.group(1))
+    return parts[0].replace("] [", " ").strip(" ]\t")[:200]
 
 
 class _Server:
@@ -299,7 +309,7 @@ class _Server:
 
     def find_faces(self, photo: Photo) -> Found:
         try:
-            return self._client.predict_photo(photo.encoded(small=True))
+            return self._client.predict_photo(photo.file or photo.encoded(small=True))
         except ServingError as error:
             raise _of_photo(error) from error
 

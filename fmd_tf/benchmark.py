@@ -52,13 +52,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _measure(measure: Measure, output: Path | None, **options: Any) -> None:
     """Measure, keep and show."""
-    load_before = os.getloadavg()
+    load_before = _load_average()
     figures = measure(**options)
-    figures |= {**provenance(), "load_average": [list(load_before), list(os.getloadavg())]}
+    figures |= {**provenance(), "load_average": [load_before, _load_average()]}
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_text(output, json.dumps(figures, indent=2) + "\n")
     print(format_report(figures))
+
+
+def _load_average() -> list[float]:
+    """Return the system's load over 1, 5 and 15 minutes; Windows has none."""
+    return list(os.getloadavg()) if hasattr(os, "getloadavg") else []
 
 
 def _report(files: Sequence[Path]) -> None:
@@ -72,11 +77,11 @@ def _report(files: Sequence[Path]) -> None:
 
 def format_report(figures: dict[str, Any]) -> str:
     """Return the figures of a command as Markdown, and below what they were measured with."""
-    cores, load = figures["cores"], [f"{each[0]:.1f}" for each in figures["load_average"]]
+    load = " to ".join(f"{each[0]:.1f}" for each in figures["load_average"] if each)
     return (
-        f"{_FORMATS[figures['command']](figures)}\n\n{cores} cores of {figures['processor']}, "
-        f"TensorFlow {figures['versions']['tensorflow']}, commit {figures['commit']}; load average "
-        f"{' to '.join(load)}."
+        f"{_FORMATS[figures['command']](figures)}\n\n{figures['cores']} cores of "
+        f"{figures['processor']}, TensorFlow {figures['versions']['tensorflow']}, commit "
+        f"{figures['commit']}; load average {load or 'unknown'}."
     )
 
 

@@ -6,6 +6,8 @@ first pixel is 0, and the right and lower borders are exclusive: width is `xmax 
 
 from __future__ import annotations
 
+import numpy as np
+
 Box = tuple[int, int, int, int]
 
 
@@ -30,3 +32,20 @@ def is_empty(box: Box) -> bool:
     """Tell whether a box has no area, or is inverted."""
     xmin, ymin, xmax, ymax = box
     return xmax <= xmin or ymax <= ymin
+
+
+def overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the intersection over union of all pairs of boxes.
+
+    Args:
+        first: float [n, 4], pixels.
+        second: float [m, 4], pixels.
+
+    Returns:
+        float [n, m], 0 to 1.
+    """
+    low = np.maximum(first[:, None, :2], second[None, :, :2])
+    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
+    shared = np.clip(high - low, 0, None).prod(axis=2)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (first, second)]
+    return shared / np.maximum(areas[0][:, None] + areas[1][None] - shared, 1e-9)

@@ -87,8 +87,13 @@ class Client:
         backoff: float = 0.1,
         batch_size: int = 32,
     ) -> None:
-        self._url = urlsplit(url)
-        if self._url.scheme not in ("http", "https") or not self._url.hostname:
+        try:
+            self._url = urlsplit(url)
+            usable = self._url.scheme in ("http", "https") and self._url.hostname
+            _ = self._url.port  # It raises where that is no port.
+        except ValueError:
+            usable = False
+        if not usable:
             raise ServingError(f"expected a URL such as http://127.0.0.1:8501, got {url!r}")
         if version is not None and label is not None:
             raise ServingError("expected a version or a label, got both")
@@ -98,7 +103,8 @@ class Client:
         self._backoff = backoff
         self._batch_size = batch_size
         self._connections = threading.local()
-        self._opened: list[http.client.HTTPConnection] = []
+        self._opened: dict[threading.Thread, http.client.HTTPConnection] = {}
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Client:
         return self
@@ -108,8 +114,9 @@ class Client:
 
     def close(self) -> None:
         """Close the connections of all threads; the next call opens new ones."""
-        for connection in self._opened:
-            connection.close()
+        with self._lock:
+            for connection in self._opened.values():
+                connection.close()
 
     def predict_files(self, files: Iterable[Path | str]) -> list[Prediction]:
         """Classify image files that each show one face.
@@ -213,9 +220,9 @@ class Client:
         return self._request("GET", f"{self._path}/metadata", None)
 
     def is_ready(self) -> bool:
-        """Tell whether a version is served, without retries."""
+        """Tell whether a version is served, without waiting for one."""
         try:
-            status, body = self._send("GET", self._path, None)
+            status, body = self._send_anew("GET", self._path, None)
             states = json.loads(body)["model_version_status"] if status == 200 else []
         except (OSError, http.client.HTTPException, ValueError, KeyError):
             return False
@@ -265,6 +272,13 @@ class Client:
             connection.close()
             raise
 
+    def _send_anew(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
+        """Send over a new connection where the server has closed the idle one."""
+        try:
+            return self._send(method, path, body)
+        except (ConnectionError, http.client.HTTPException):
+            return self._send(method, path, body)
+
     def _connect(self) -> http.client.HTTPConnection:
         connection = getattr(self._connections, "connection", None)
         if connection is None:
@@ -277,8 +291,16 @@ class Client:
             else:
                 connection = http.client.HTTPConnection(host, port, timeout=self._timeout)
             self._connections.connection = connection
-            self._opened.append(connection)
+            self._keep(connection)
         return connection
+
+    def _keep(self, connection: http.client.HTTPConnection) -> None:
+        """Remember a thread's connection, and close those of threads that have ended."""
+        with self._lock:
+            ended = [thread for thread in self._opened if not thread.is_alive()]
+            for thread in ended:
+                self._opened.pop(thread).close()
+            self._opened[threading.current_thread()] = connection
 
 
 def _model_path(prefix: str, model_name: str, version: int | None, label: str | None) -> str:

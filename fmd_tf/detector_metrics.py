@@ -15,6 +15,8 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from fmd_tf.boxes import overlaps
+
 SIZES = ((0, 24), (24, 48), (48, 10**6))
 """Classes of the shorter box side in pixels: from, up to but without."""
 
@@ -46,15 +48,6 @@ class PhotoFaces:
         return PhotoFaces(
             self.photo, self.boxes[keep], self.scores[keep], self.true_boxes, self.labels, labels
         )
-
-
-def overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return the intersection over union of all pairs of boxes: float [len(first), len(second)]."""
-    low = np.maximum(first[:, None, :2], second[None, :, :2])
-    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
-    shared = np.clip(high - low, 0, None).prod(axis=2)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (first, second)]
-    return shared / np.maximum(areas[0][:, None] + areas[1][None] - shared, 1e-9)
 
 
 def match(faces: PhotoFaces, min_overlap: float) -> np.ndarray:

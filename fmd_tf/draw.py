@@ -72,7 +72,7 @@ def draw_faces(
         note: A line for the corner, for example frames per second.
         is_frame: Of a video: all frames must have one size, and there are many. So there is no line
             below that says which colour is which label and how many there are, and only frames
-            with a longer side of under 640 pixels are enlarged.
+            with a longer side of at most 320 pixels are enlarged.
 
     Returns:
         The picture, `enlargement` times as large as the photo.

@@ -543,7 +543,8 @@ def _webp_size(header: tf.Tensor, starts: Callable[[bytes, int], tf.Tensor]) -> 
 def _write_assets(card: ModelCard, detector_card: DetectorCard | None, folder: Path) -> None:
     """Write class names, cards and warm-up requests; TF Serving replays the last on loading."""
     folder.mkdir()
-    (folder / "class_names.txt").write_text("".join(f"{name}\n" for name in card.class_names))
+    names = "".join(f"{name}\n" for name in card.class_names)
+    (folder / "class_names.txt").write_text(names, encoding="utf-8")
     (folder / "model_card.json").write_text(json.dumps(asdict(card), indent=2) + "\n")
     (folder / "README.md").write_text(format_model_card(card, detector_card), encoding="utf-8")
     if detector_card:

@@ -26,6 +26,7 @@ from fmd_tf.voc import MAX_PIXELS, PHOTO_SUFFIXES
 # are reported as unreadable instead of being passed over in silence.
 _DECODED = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 _OTHER_SUFFIXES = (".gif", ".jpe", ".jfif", ".tif", ".tiff", ".heic", ".heif", ".avif")
+_BY_PILLOW = (_PALETTE_BMP, _SPECIAL_WEBP) = ("BMP with a palette", "WebP with alpha or frames")
 _EXPECTED = "expected JPEG, PNG, WebP, BMP or GIF"
 
 
@@ -40,10 +41,12 @@ class Photo:
     Attributes:
         pixels: uint8 RGB [height, width, 3], upright.
         data: The encoded photo, where decoding it without regard to EXIF gives `pixels`.
+        file: The encoded photo, where an export's signature `photo` decodes it to `pixels`.
     """
 
     pixels: np.ndarray
     data: bytes | None = None
+    file: bytes | None = None
 
     @property
     def width(self) -> int:
@@ -93,13 +96,16 @@ def read_photo(path: Path) -> Photo:
         data = path.read_bytes()
     except OSError as error:
         raise PhotoError(f"cannot be read ({error.strerror or error})") from error
+    if form in _BY_PILLOW:
+        return Photo(_decode_by_pillow(data))
     try:
         pixels = _decode(data).numpy()
     except tf.errors.OpError as error:
         raise PhotoError(f"damaged or cut off ({_reason(error)})") from error
-    # Servers refuse GIF, and `faces` decodes without EXIF.
-    as_stored = form != "GIF" and _orientation(data).numpy() == 1
-    return Photo(pixels, data if as_stored else None)
+    if form == "GIF":  # Servers refuse it.
+        return Photo(pixels)
+    # The other signatures decode without EXIF.
+    return Photo(pixels, data if _orientation(data).numpy() == 1 else None, data)
 
 
 def _check_header(path: Path) -> str:
@@ -114,18 +120,39 @@ def _check_header(path: Path) -> str:
                 form = image.format or "unknown"
                 frames = getattr(image, "n_frames", 1) if form == "GIF" else 1
                 pixels = image.width * image.height
+                special = _special(image)
     except UnidentifiedImageError as error:
         raise PhotoError(f"not an image of a known kind; {_EXPECTED}") from error
     except Image.DecompressionBombError as error:
         raise PhotoError(f"far too large; expected at most {MAX_PIXELS} pixels") from error
-    except (ValueError, SyntaxError) as error:
-        raise PhotoError(f"damaged ({error})") from error
+    except OSError:
+        raise
+    # What Pillow raises for damaged files is not documented, and depends on the format.
+    except Exception as error:
+        raise PhotoError(f"damaged ({str(error) or type(error).__name__})") from error
     if form not in _DECODED and form != "MPO":
         raise PhotoError(f"{_EXPECTED}, got {form}; convert it first")
     # TensorFlow decodes all frames of a GIF before it returns the first.
     if pixels * frames > MAX_PIXELS:
         raise PhotoError(f"{pixels * frames} pixels; expected at most {MAX_PIXELS} pixels")
-    return form
+    return special or form
+
+
+def _special(image: Image.Image) -> str | None:
+    """Tell kinds that TensorFlow decodes wrongly (a palette's numbers as grays) or not at all."""
+    if image.format == "BMP" and image.mode not in ("L", "RGB", "RGBA"):
+        return _PALETTE_BMP
+    if image.format == "WEBP" and (image.mode == "RGBA" or getattr(image, "n_frames", 1) > 1):
+        return _SPECIAL_WEBP
+    return None
+
+
+def _decode_by_pillow(data: bytes) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise PhotoError(f"damaged or cut off ({error})") from error
 
 
 def _reason(error: tf.errors.OpError) -> str:

@@ -11,18 +11,22 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import os
+import re
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from fmd_tf.backends import BackendError, load_backend
+from fmd_tf.backends import BackendError, load_backend, version_folder
 from fmd_tf.checkpoints import BEST_MODEL
 from fmd_tf.client import ServingError
 from fmd_tf.detect import DETECTOR_NAMES, DetectorError
@@ -60,8 +64,12 @@ _USER_ERRORS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the process' exit code."""
     arguments = build_parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names of files need not be text that the console can show.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        predict(**vars(arguments))
+        with _terminated_as_interrupted():
+            predict(**vars(arguments))
     except _USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -69,6 +77,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stopped; with --output the same command goes on from here", file=sys.stderr)
         return 130
     return 0
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Keep as much when a service is stopped as when someone presses Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -79,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--image", type=Path, nargs="+", help="photos")
     source.add_argument("--folder", type=Path, help="folder of photos, and the folders in it")
-    source.add_argument("--video", type=Path, help="video file")
+    source.add_argument("--video", type=_video, help="video file, or the URL of a camera")
     source.add_argument(
         "--webcam", type=_at_least(0), metavar="N", help="number of a camera, from 0"
     )
@@ -96,7 +117,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--save-viz", type=Path, metavar="DIR", help="folder for the annotated pictures or video")
     add("--visualize", action="store_true", help="show each picture in a window")
     add("--confidence-threshold", type=_fraction, default=0.5, help="below it a face is uncertain")
-    add("--face-threshold", type=_fraction, help="least score of a face; default: the detector's")
+    add(
+        "--face-threshold",
+        type=_fraction,
+        help="least score of a face; default: the detector's, and an export's own is the lowest",
+    )
     add("--batch-size", type=_at_least(1), default=32, help="faces that are classified at a time")
     add(
         "--label-every",
@@ -106,6 +131,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="look at every Nth frame of a video; between them faces go on as they moved",
     )
     return parser
+
+
+def _video(text: str) -> Path | str:
+    return text if "://" in text else Path(text)
 
 
 def _fraction(text: str) -> float:
@@ -130,7 +159,7 @@ def _at_least(least: int) -> Callable[[str], int]:
 def predict(
     image: Sequence[Path] | None = None,
     folder: Path | None = None,
-    video: Path | None = None,
+    video: Path | str | None = None,
     webcam: int | None = None,
     model: str = DEFAULT_MODEL,
     detector: str = "trained",
@@ -148,7 +177,7 @@ def predict(
     Args:
         image: Photos; one of `image`, `folder`, `video` and `webcam` is given.
         folder: Folder of photos, searched with all folders in it.
-        video: Video file.
+        video: Video file, or the URL of a camera as a string, which is watched as `webcam` is.
         webcam: Number of a camera, watched until Ctrl-C or until its window is closed.
         model: See `backends.load_backend`.
         detector: See `labelling.Labeller`.
@@ -215,7 +244,7 @@ class _Photos:
 def _open_source(
     image: Sequence[Path] | None,
     folder: Path | None,
-    video: Path | None,
+    video: Path | str | None,
     webcam: int | None,
     save_viz: Path | None,
     detector: str,
@@ -225,17 +254,24 @@ def _open_source(
         raise OutputError(f"--save-viz: {save_viz} is a file; expected a folder")
     if image:
         files = list(dict.fromkeys(image))
-        root = Path(os.path.commonpath([path.absolute().parent for path in files]))
+        try:
+            root = Path(os.path.commonpath([path.absolute().parent for path in files]))
+        except ValueError as error:  # On Windows.
+            raise InputError("--image: expected photos of one drive") from error
         return _Photos(" ".join(map(str, files)), files, root, named_as_given=True)
     if folder:
         return _Photos(str(folder), _folder_files(folder, save_viz), folder, named_as_given=False)
     if detector == "voc":
         raise InputError("--detector voc needs photos with XML files; choose another for video")
-    if video:
-        return VideoSource(video)
-    if webcam is None:
+    watched = webcam if video is None else video
+    if watched is None:
         raise InputError("expected an image, a folder, a video or a webcam")
-    return VideoSource(webcam)
+    source = VideoSource(watched)
+    written = _video_path(source, save_viz)
+    if isinstance(video, Path) and written and written.resolve() == video.resolve():
+        source.close()
+        raise OutputError(f"{video} would be written over; give another folder with --save-viz")
+    return source
 
 
 def _folder_files(folder: Path, save_viz: Path | None) -> list[Path]:
@@ -255,7 +291,7 @@ def _sha256(path: Path | None) -> str | None:
     if path is None:
         return None
     if path.is_dir():
-        path = next(iter(sorted(path.rglob("saved_model.pb"), reverse=True)))
+        path = version_folder(path) / "saved_model.pb"
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
@@ -267,14 +303,14 @@ class _Results:
     ) -> None:
         self.summary = Summary()
         self.done: set[str] = set()
-        is_video = isinstance(source, VideoSource)
-        self._json = JsonOutput(output, settings, resume=not is_video) if output else None
+        self._is_video = isinstance(source, VideoSource)
+        self._json = JsonOutput(output, settings, resume=not self._is_video) if output else None
         for record in self._json.done() if self._json else ():
             self.summary.add(record)
             self.done.add(record["file"])
         self._num_before = self.summary.images
         total = source.num_frames if isinstance(source, VideoSource) else len(source.files)
-        self._unit = "frame" if is_video else "image"
+        self._unit = "frame" if self._is_video else "image"
         self._progress = Progress(total, self._num_before, self._unit)
         self._started = time.perf_counter()
 
@@ -295,6 +331,9 @@ class _Results:
         self._progress.close()
         if kind is None:
             self._finish()
+        elif self._json and self._is_video:
+            # A rerun begins anew: what there is would be lost.
+            self._json.finish(self.summary)
         elif self._json:
             self._json.close()
 
@@ -378,7 +417,8 @@ def _label_photos(
 def _video_path(source: VideoSource, save_viz: Path | None) -> Path | None:
     """Return where the annotated video goes; a camera's is kept only if asked for."""
     if source.is_camera:
-        return save_viz / f"{source.name.replace(' ', '-')}.mp4" if save_viz else None
+        name = re.sub(r"[^\w.]+", "-", source.name).strip("-")
+        return save_viz / f"{name}.mp4" if save_viz else None
     return (save_viz or DEFAULT_VIDEO_DIR) / f"{Path(source.name).stem}.mp4"
 
 
@@ -398,11 +438,23 @@ def _label_video(
             show = window.play if window else None
             for record in label_video(source, label, tracker, output, show, label_every):
                 results.add(record)
+            _tell_missing(source, results.summary.images)
         except KeyboardInterrupt:
             print("stopped; what was labelled until now is kept", file=sys.stderr)
-        if output:
-            output.finish()
-            print(f"Video: {path}")
+        finally:
+            # Whatever ended it, a server that went away too, an hour of video is not lost.
+            if output and output.finish():
+                print(f"Video: {path}")
+
+
+def _tell_missing(source: VideoSource, num_read: int) -> None:
+    """Tell of a damaged file; what it says of its length may be a little wrong in a whole one."""
+    if source.num_frames and num_read < 0.98 * source.num_frames - 1:
+        print(
+            f"{source.name}: {num_read} frames could be read of the {source.num_frames} that the "
+            "file should have; it is damaged, or cut off",
+            file=sys.stderr,
+        )
 
 
 def format_record(record: Record) -> str:

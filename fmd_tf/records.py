@@ -18,9 +18,10 @@ Schema, version 1; a field is never taken away or given another meaning without 
      "summary": {"images": 1, "unreadable": 0, "without_faces": 0, "faces": 1,
                  "labels": {"with_mask": 1}}}
 
-A frame of a video is an image with "frame" (from 0) and "seconds" (since the beginning) added;
-its faces have "track", a number that a face keeps over the frames, and "seen", false where the
-tracker remembers a face that the detector missed or did not look for.
+A frame of a video is an image with "frame" (from 0) and "seconds" (since the beginning) added, and
+that of a camera also with "time", when it was taken, ISO 8601 in UTC. Its faces have "track", a
+number that a face keeps over the frames, and "seen", false where the tracker remembers a face that
+the detector missed or did not look for.
 
 While a run goes on, its records are lines of a partial file beside; a rerun with the same settings
 goes on after the last whole line.
@@ -130,6 +131,7 @@ class Record:
         error: Why there is no answer; None where there is one.
         frame: Number of the frame in a video, from 0.
         seconds: Time of the frame.
+        time: When a camera took it, ISO 8601 in UTC.
     """
 
     file: str
@@ -139,10 +141,15 @@ class Record:
     error: str | None = None
     frame: int | None = None
     seconds: float | None = None
+    time: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as the schema has it."""
-        place = {"frame": self.frame, "seconds": self.seconds} if self.frame is not None else {}
+        place: dict[str, Any] = {}
+        if self.frame is not None:
+            place = {"frame": self.frame, "seconds": self.seconds}
+        if self.time is not None:
+            place["time"] = self.time
         return {
             "file": self.file,
             **place,

@@ -412,6 +412,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ServableError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # While the model was loaded; later, requests end first.
+        print("stopped", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -426,10 +429,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--port", type=int, default=8501, help="port (default 8501; 0 takes a free one)")
     add("--num-versions", type=_positive, default=1, help="serve so many of the newest versions")
     add("--label", type=_label, action=_Labels, default={}, help="NAME=VERSION, repeatable")
-    add("--poll", type=float, default=1.0, help="seconds between looks for new versions")
+    add("--poll", type=_seconds, default=1.0, help="seconds between looks for new versions")
     add("--max-body-mb", type=_positive, default=default.max_body_bytes // 2**20)
     add("--max-batch", type=_positive, default=default.max_batch, help="rows of a request")
-    add("--request-timeout", type=float, default=default.request_timeout, help="seconds")
+    add("--request-timeout", type=_seconds, default=default.request_timeout, help="seconds")
     add("--threads", type=_positive, default=default.threads, help="requests at a time")
     add("--max-pending", type=_positive, default=default.max_pending, help="then 429")
     add("--no-metrics", dest="metrics", action="store_false", help="no metrics page")
@@ -448,6 +451,13 @@ def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
+    return number
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 < number < 1e6:
+        raise argparse.ArgumentTypeError(f"expected more than 0 and less than 1000000, got {text}")
     return number
 
 

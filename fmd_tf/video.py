@@ -8,10 +8,12 @@ a box goes on with its speed and is corrected by a part of what the detector say
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +22,7 @@ import numpy as np
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
+from fmd_tf.boxes import overlaps
 from fmd_tf.draw import draw_faces
 from fmd_tf.photos import Photo, PhotoError
 from fmd_tf.records import UNCERTAIN, LabelledFace, Record
@@ -27,7 +30,10 @@ from fmd_tf.records import UNCERTAIN, LabelledFace, Record
 DEFAULT_FRAME_RATE = 25.0
 _MAX_FRAME_RATE = 1000.0
 _EXPECTED = "expected a video that OpenCV reads, such as MP4"
-_EXPECTED_CAMERA = "expected the number of a camera that is plugged in and free, from 0"
+_EXPECTED_CAMERA = (
+    "expected the number of a camera that is plugged in and free, from 0, or the URL of one that "
+    "OpenCV reads, such as rtsp://host/stream"
+)
 
 Box = tuple[float, float, float, float]
 Labeller = Callable[[Photo], Sequence[LabelledFace]]
@@ -45,29 +51,33 @@ class Frame:
         index: Number from 0.
         seconds: Time since the beginning.
         pixels: uint8 RGB [height, width, 3].
+        time: When a camera took it, ISO 8601 in UTC; None in a file.
     """
 
     index: int
     seconds: float
     pixels: np.ndarray
+    time: str | None = None
 
 
 class VideoSource:
     """The frames of a file or camera.
 
     Args:
-        source: A file, or the number of a camera.
+        source: A file, the number of a camera, or the URL of one. User and password in a URL are
+            left out of `name`.
 
     Raises:
         VideoError: OpenCV is missing, or there is no such file or camera, or no frame in it.
     """
 
-    def __init__(self, source: Path | int) -> None:
+    def __init__(self, source: Path | int | str) -> None:
         self._cv2 = _import_cv2()
-        self.name = f"camera {source}" if isinstance(source, int) else str(source)
+        shown = re.sub("//[^/]*@", "//", str(source)) if isinstance(source, str) else str(source)
+        self.name = f"camera {source}" if isinstance(source, int) else shown
         if isinstance(source, Path) and not source.is_file():
             raise VideoError(f"no video file {source}")
-        self.is_camera = isinstance(source, int)
+        self.is_camera = not isinstance(source, Path)
         self._capture = self._open(source)
         read, self._first = self._capture.read()
         if not read:
@@ -78,7 +88,7 @@ class VideoSource:
         count = self._capture.get(self._cv2.CAP_PROP_FRAME_COUNT)
         self.num_frames = int(count) if 0 < count < 2**31 and not self.is_camera else None
 
-    def _open(self, source: Path | int) -> Any:
+    def _open(self, source: Path | int | str) -> Any:
         capture = self._cv2.VideoCapture(source if isinstance(source, int) else str(source))
         if not capture.isOpened():
             capture.release()
@@ -92,9 +102,11 @@ class VideoSource:
         """Give the frames, once; a camera has no end."""
         started, index, bgr = time.perf_counter(), 0, self._first
         while bgr is not None:
-            elapsed = time.perf_counter() - started
-            seconds = elapsed if self.is_camera else index / self.frame_rate
-            yield Frame(index, round(seconds, 3), np.ascontiguousarray(bgr[:, :, ::-1]))
+            seconds, now = index / self.frame_rate, None
+            if self.is_camera:
+                seconds = time.perf_counter() - started
+                now = datetime.now(UTC).isoformat(timespec="milliseconds")
+            yield Frame(index, round(seconds, 3), np.ascontiguousarray(bgr[:, :, ::-1]), now)
             read, following = self._capture.read()
             index, bgr = index + 1, following if read else None
 
@@ -131,7 +143,8 @@ class VideoFile:
         self._cv2 = _import_cv2()
         self.path = path
         self._partial = path.with_name(f".{path.stem}.partial.mp4")
-        self._frame_rate = frame_rate
+        # MPEG-4 counts time in at most 65535 parts of a second.
+        self._frame_rate = round(frame_rate, 3 if frame_rate < 65 else 1)
         self._writer: Any = None
         self._size = (0, 0)
         try:
@@ -139,8 +152,8 @@ class VideoFile:
         except OSError as error:
             raise VideoError(f"{path} cannot be written ({error.strerror})") from error
 
-    def add(self, picture: Image.Image) -> None:
-        """Append a frame; all have the first one's size, rounded down to even numbers."""
+    def add(self, picture: Image.Image, copies: int = 1) -> None:
+        """Append a frame so many times; all have the first one's size, made even."""
         if self._writer is None:
             self._size = (max(2, picture.width // 2 * 2), max(2, picture.height // 2 * 2))
             codec = self._cv2.VideoWriter.fourcc(*"mp4v")
@@ -149,14 +162,17 @@ class VideoFile:
             )
             if not self._writer.isOpened():
                 raise VideoError(f"{self.path} cannot be written by OpenCV as MP4")
-        cropped = picture.crop((0, 0, *self._size))
-        self._writer.write(np.ascontiguousarray(np.asarray(cropped)[:, :, ::-1]))
+        cropped = np.asarray(picture.crop((0, 0, *self._size)))
+        for _ in range(copies):
+            self._writer.write(np.ascontiguousarray(cropped[:, :, ::-1]))
 
-    def finish(self) -> None:
-        """Close the file and rename it into place."""
-        if self._writer is not None:
-            self._writer.release()
-            self._partial.replace(self.path)
+    def finish(self) -> bool:
+        """Close the file and rename it into place; tell whether there is one."""
+        if self._writer is None or not self._writer.isOpened():
+            return False
+        self._writer.release()
+        self._partial.replace(self.path)
+        return True
 
     def close(self) -> None:
         """Drop what was not finished."""
@@ -167,7 +183,7 @@ class VideoFile:
 
 @dataclass
 class _Track:
-    """A face, its pixels a frame to the right and down, and how often it was found or missed.
+    """A face, its pixels a frame to the right and down, and how often it was found.
 
     `age` counts the frames since it was found last.
     """
@@ -175,7 +191,6 @@ class _Track:
     face: LabelledFace
     speed: np.ndarray
     found: int = 1
-    missed: int = 0
     age: int = 0
 
     def move(self) -> None:
@@ -235,8 +250,6 @@ class Tracker:
         for index, track in enumerate(self._tracks):
             if index in matches:
                 self._correct(track, faces[matches[index]])
-            else:
-                track.missed += 1
         found = set(matches.values())
         self._tracks += [self._begin(face) for i, face in enumerate(faces) if i not in found]
         self._tracks = [track for track in self._tracks if self._is_kept(track)]
@@ -249,7 +262,7 @@ class Tracker:
         return [track.face for track in self._tracks]
 
     def _is_kept(self, track: _Track) -> bool:
-        return track.missed <= (self._memory if track.found > 1 else 0)
+        return track.age <= (self._memory if track.found > 1 else 0)
 
     def _begin(self, face: LabelledFace) -> _Track:
         self._next += 1
@@ -261,7 +274,7 @@ class Tracker:
         box = np.array(track.face.box) + self._new_share * difference
         shift = (difference[:2] + difference[2:]) / 2
         track.speed = track.speed + self._new_share_speed * shift / track.age
-        track.found, track.missed, track.age = track.found + 1, 0, 0
+        track.found, track.age = track.found + 1, 0
         track.face = self._smooth(track.face, now, _as_box(box))
 
     def _smooth(self, before: LabelledFace, now: LabelledFace, box: Box) -> LabelledFace:
@@ -292,9 +305,9 @@ def _match(
     if not tracks or not faces:
         return {}
     before, now = ([track.face.box for track in tracks], [face.box for face in faces])
-    overlaps = box_overlaps(_grow(np.array(before)), _grow(np.array(now)))
+    shared = overlaps(_grow(np.array(before)), _grow(np.array(now)))
     # Pairs that may not match must not draw others into worse matches.
-    allowed = np.where(overlaps >= min_overlap, overlaps, 0.0)
+    allowed = np.where(shared >= min_overlap, shared, 0.0)
     rows, columns = linear_sum_assignment(allowed, maximize=True)
     pairs = zip(rows.tolist(), columns.tolist(), strict=True)
     return {row: column for row, column in pairs if allowed[row, column] > 0}
@@ -309,24 +322,6 @@ def _grow(boxes: np.ndarray) -> np.ndarray:
     """Return boxes of twice the width and height about the same centre."""
     half = (boxes[:, 2:] - boxes[:, :2]) / 2
     return np.concatenate([boxes[:, :2] - half, boxes[:, 2:] + half], axis=1)
-
-
-def box_overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return the intersection over union of boxes.
-
-    Args:
-        first: [n, 4], pixels as in `fmd_tf.boxes`.
-        second: [m, 4].
-
-    Returns:
-        float [n, m], 0-1.
-    """
-    low = np.maximum(first[:, None, :2], second[None, :, :2])
-    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
-    common = np.prod(np.maximum(high - low, 0.0), axis=2)
-    areas = [np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) for boxes in (first, second)]
-    union = areas[0][:, None] + areas[1][None] - common
-    return common / np.maximum(union, 1e-9)
 
 
 def label_video(
@@ -351,6 +346,7 @@ def label_video(
         A record a frame.
     """
     clock = FrameClock()
+    num_written = 0
     with closing(source):
         for frame in source:
             looked_at = frame.index % label_every == 0
@@ -360,7 +356,11 @@ def label_video(
                 note = f"{clock.rate:.1f} frames/s"
                 picture = draw_faces(frame.pixels, record.faces, note, is_frame=True)
                 if output:
-                    output.add(picture)
+                    # A camera does not wait until its last frame is labelled.
+                    due = 1 + round(frame.seconds * source.frame_rate) - num_written
+                    copies = max(0, due) if source.is_camera else 1
+                    output.add(picture, copies)
+                    num_written += copies
             yield record
             if show and not show(picture):
                 return
@@ -369,7 +369,7 @@ def label_video(
 def _label_frame(name: str, frame: Frame, label: Labeller | None, tracker: Tracker) -> Record:
     """Label a frame; without a labeller it is not looked at."""
     height, width = frame.pixels.shape[:2]
-    empty = Record(name, frame=frame.index, seconds=frame.seconds)
+    empty = Record(name, frame=frame.index, seconds=frame.seconds, time=frame.time)
     try:
         faces = tracker.update(label(Photo(frame.pixels))) if label else tracker.skip()
     except PhotoError as error:

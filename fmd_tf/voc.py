@@ -411,6 +411,8 @@ def _decoded_size(photo: Path) -> tuple[int, int]:
             raise ValueError(f"{image.format} under the name {photo.name}; store it as PNG or JPEG")
         if image.format == "BMP" and image.mode not in ("L", "RGB", "RGBA"):
             raise ValueError("a BMP with a palette; store it as PNG")
+        if image.format == "WEBP" and (image.mode == "RGBA" or getattr(image, "n_frames", 1) > 1):
+            raise ValueError("a WebP with transparency or many frames; store it as PNG")
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS}")
         image.load()

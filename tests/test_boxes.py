@@ -1,3 +1,5 @@
+import numpy as np
+
 from fmd_tf import boxes
 
 
@@ -13,3 +15,10 @@ def test_inverted_and_flat_boxes_are_empty():
     assert boxes.is_empty((5, 5, 5, 9))
     assert boxes.is_empty((9, 5, 5, 9))
     assert not boxes.is_empty((4, 5, 5, 6))
+
+
+def test_overlaps():
+    # 2 x 2 boxes shifted by one: 2 common of 6; the same; apart.
+    first = np.array([[0, 0, 2, 2]])
+    second = np.array([[1, 0, 3, 2], [0, 0, 2, 2], [5, 5, 6, 6]])
+    np.testing.assert_allclose(boxes.overlaps(first, second), [[1 / 3, 1, 0]])

@@ -101,7 +101,9 @@ def test_what_the_server_refuses(server: Running, connect: Callable[..., Client]
         connect(server.url, label="stable").predict_bytes([b""])
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8501", "ftp://host", "http://"])
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1:8501", "ftp://host", "http://", "http://[::1", "http://host:port"]
+)
 def test_urls_that_are_none(url: str) -> None:
     with pytest.raises(ServingError, match="expected a URL"):
         Client(url)
@@ -165,6 +167,37 @@ def test_dropped_connections_and_busy_servers_are_tried_again(
         Flaky.calls = 1
         with pytest.raises(ServingError, match="503: <html>busy</html>"):
             connect(url, retries=0).status()
+        server.shutdown()
+
+
+class Impatient(BaseHTTPRequestHandler):
+    """Answers, and closes the idle connection without having said that it would."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        body = b'{"model_version_status": [{"state": "AVAILABLE"}]}'
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+        self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_long_lived_clients(connect: Callable[..., Client]) -> None:
+    """Idle connections may be closed by the server, and threads come and go."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Impatient) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        client = connect(f"http://127.0.0.1:{server.server_address[1]}")
+        assert [client.is_ready() for _ in range(3)] == [True] * 3
+        for _ in range(20):
+            thread = threading.Thread(target=client.is_ready)
+            thread.start()
+            thread.join()
+        assert len(client._opened) <= 2
         server.shutdown()
 
 

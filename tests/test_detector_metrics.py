@@ -6,7 +6,6 @@ from fmd_tf.detector_metrics import (
     average_precision,
     choose_threshold,
     match,
-    overlaps,
     summarize,
 )
 
@@ -19,12 +18,6 @@ def _photo(found, true, labels=None, found_labels=None):
     true_boxes = np.array(true, float).reshape(-1, 4)
     labels = np.zeros(len(true_boxes), int) if labels is None else np.array(labels)
     return PhotoFaces("photo.png", boxes, scores, true_boxes, labels, found_labels)
-
-
-def test_overlap_of_two_squares_shifted_by_half():
-    # 2x4 = 8 px shared, 16 + 16 - 8 = 24 in all.
-    first, second = np.array([[0, 0, 4, 4]]), np.array([[2, 0, 6, 4], [4, 4, 5, 5]])
-    assert overlaps(first, second) == pytest.approx(np.array([[1 / 3, 0]]))
 
 
 def test_the_best_score_takes_the_face_and_a_double_gets_none():

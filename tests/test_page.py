@@ -176,6 +176,32 @@ def test_the_camera_gives_a_photo(page) -> None:
     assert not page.find_element(By.ID, "video").is_displayed()
 
 
+def test_live_answers_after_it_was_off_and_on(page) -> None:
+    """Two loops at once would stop each other's requests for ever."""
+    page.find_element(By.ID, "camera").click()
+    _status(page, "camera is on")
+    page.execute_script(
+        """
+        const send = window.fetch;  // A model takes longer than a shot; that of this test does not.
+        window.fetch = async (url, options) => {
+          await new Promise((resolve) => setTimeout(resolve, 300));
+          return send(url, options);
+        };
+        window.answers = 0;
+        const status = document.getElementById("status");
+        const count = () => { window.answers += /faces, answered/.test(status.textContent); };
+        new MutationObserver(count).observe(status, { childList: true });
+        """
+    )
+    live = page.find_element(By.ID, "live")
+    for _ in range(5):
+        live.click()
+    answered = lambda _: page.execute_script("return window.answers") >= 3  # noqa: E731
+    WebDriverWait(page, 15).until(answered)
+    page.find_element(By.ID, "camera").click()
+    _status(page, "camera is off")
+
+
 def test_no_face_is_an_answer(page, tmp_path) -> None:
     _choose(page, _photo_file(tmp_path, "dark.png", brightness=5))
     _status(page, "No face found")

@@ -62,6 +62,50 @@ def test_sixteen_bits_become_eight(tmp_path: Path):
     np.testing.assert_array_equal(read_photo(write(tmp_path, "a.png", deep)).pixels, PIXELS)
 
 
+def _saved(image: Image.Image, form: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("mode", "form", "options"),
+    [
+        ("P", "BMP", {}),
+        ("1", "BMP", {}),
+        ("RGBA", "WEBP", {"lossless": True}),
+        ("RGB", "WEBP", {"lossless": True, "save_all": True, "append_images": True}),
+    ],
+    ids="palette one-bit alpha animated".split(),
+)
+def test_what_tensorflow_reads_wrongly_is_read_as_pillow_does(
+    tmp_path: Path, mode: str, form: str, options: dict
+):
+    image = Image.fromarray(PIXELS).convert(mode)
+    if mode == "RGBA":
+        image.putalpha(Image.linear_gradient("L").resize(image.size))
+    if "append_images" in options:
+        options = {**options, "append_images": [Image.new("RGB", image.size)]}
+    photo = read_photo(write(tmp_path, "a.png", _saved(image, form, **options)))
+    np.testing.assert_array_equal(photo.pixels, np.asarray(image.convert("RGB")))
+    np.testing.assert_array_equal(decode_photo(photo.encoded()), photo.pixels)
+    assert photo.data is None and photo.file is None
+
+
+@pytest.mark.parametrize(("orientation", "as_stored"), [(1, True), (6, False)])
+def test_a_file_is_kept_for_the_signature_that_turns_it(tmp_path: Path, orientation, as_stored):
+    data = encode(PIXELS, "JPEG", exif=exif(orientation))
+    photo = read_photo(write(tmp_path, "a.jpg", data))
+    assert photo.file == data
+    assert (photo.data == data) == as_stored
+
+
+def _gif_that_ends_in(last: int) -> bytes:
+    frames = [Image.new("P", (4, 4), color) for color in (0, 1, 0)]
+    data = _saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    return data[:-1] + bytes([last])
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -70,8 +114,11 @@ def test_sixteen_bits_become_eight(tmp_path: Path):
         (encode(PIXELS, "TIFF"), "expected JPEG, PNG, WebP, BMP or GIF, got TIFF"),
         (encode(PIXELS, "JPEG")[:-200], r"damaged or cut off \(jpeg::Uncompress failed"),
         (encode(PIXELS, "PNG")[:-200], r"damaged or cut off \(Invalid PNG data"),
+        # Pillow raises IndexError and struct.error for these.
+        (_gif_that_ends_in(33), "damaged"),
+        (_gif_that_ends_in(44), "damaged"),
     ],
-    ids="empty text tiff jpeg png".split(),
+    ids="empty text tiff jpeg png gif1 gif2".split(),
 )
 def test_what_cannot_be_read_has_a_reason(tmp_path: Path, data: bytes, message: str):
     with pytest.raises(PhotoError, match=message):

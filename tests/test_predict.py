@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import shutil
@@ -13,12 +14,14 @@ import pytest
 from PIL import Image
 
 from fmd_tf import predict
+from fmd_tf.client import ServingError
 from fmd_tf.detector import DetectorCard, build_detector, save_detector
 from fmd_tf.export import export_saved_model
 from fmd_tf.input_pipeline import crop_faces, decode_upright
 from fmd_tf.model import load_model
 from fmd_tf.photos import Photo
 from fmd_tf.records import LabelledFace, Record, Summary
+from fmd_tf.video import VideoSource
 from fmd_tf.voc import read_folder
 from tests.conftest import voc_xml
 from tests.serving import encode, faces
@@ -180,6 +183,70 @@ def test_a_video_is_labelled(tmp_path: Path, tiny_classifier: Path):
         (2, 1),
     ]
     assert (tmp_path / "out" / "in.mp4").stat().st_size > 0
+
+
+def test_a_video_is_not_written_over(tmp_path: Path, tiny_classifier: Path, capsys):
+    video = write_video(tmp_path / "in.mp4", faces(2, shape=(48, 64)))
+    before = video.read_bytes()
+    arguments = ["--video", video, "--model", tiny_classifier, "--detector", "none"]
+    assert run(*arguments, "--save-viz", tmp_path) == 2
+    assert "in.mp4 would be written over" in capsys.readouterr().err
+    assert video.read_bytes() == before
+
+
+@pytest.mark.parametrize("trouble", ["server", "SIGTERM"])
+def test_what_ends_a_video_costs_only_what_is_to_come(
+    tmp_path: Path, tiny_classifier: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
+):
+    video = write_video(tmp_path / "in.mp4", faces(5, shape=(48, 64)))
+    label, calls = predict.Labeller.__call__, []
+
+    def end_third(self, photo, path=None):
+        calls.append(photo)
+        if len(calls) == 3 and trouble == "server":
+            raise ServingError("no answer")
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return label(self, photo, path)
+
+    monkeypatch.setattr(predict.Labeller, "__call__", end_third)
+    arguments = ["--video", video, "--model", tiny_classifier, "--detector", "none"]
+    arguments += ["--output", tmp_path / "a.json", "--save-viz", tmp_path / "out"]
+    assert run(*arguments) == (2 if trouble == "server" else 0)
+    assert json.loads((tmp_path / "a.json").read_text())["summary"]["images"] == 2
+    assert len(list(VideoSource(tmp_path / "out" / "in.mp4"))) == 2
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["in.mp4"]
+
+
+@pytest.mark.parametrize(("expected", "said"), [(40, True), (14, False), (None, False)])
+def test_frames_that_cannot_be_read_are_told_of(tmp_path: Path, capsys, expected, said):
+    source = VideoSource(write_video(tmp_path / "in.mp4", faces(2)))
+    source.num_frames = expected
+    predict._tell_missing(source, 13)
+    told = capsys.readouterr().err
+    assert ("in.mp4: 13 frames could be read of the 40" in told) == said
+
+
+def test_names_that_the_console_cannot_show_end_nothing(photos: Path, tiny_classifier: Path):
+    first = next(photos.glob("*.png"))
+    shutil.copy(first, photos / "Маска.png")
+    (photos / os.fsdecode(b"\xff.jpg")).write_text("no photo")
+    arguments = ["--folder", photos, "--model", tiny_classifier, "--detector", "none"]
+    done = subprocess.run(
+        [sys.executable, "-m", "fmd_tf.predict", *map(str, arguments)],
+        env={**os.environ, "PYTHONIOENCODING": "cp1252"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"\\u041c\\u0430" in done.stdout and b"not readable" in done.stdout
+
+
+def test_the_newest_version_of_an_export_tells_it_from_another(tmp_path: Path):
+    for version in (9, 10):
+        (tmp_path / str(version)).mkdir()
+        (tmp_path / str(version) / "saved_model.pb").write_text(str(version))
+    assert predict._sha256(tmp_path) == hashlib.sha256(b"10").hexdigest()
 
 
 def test_the_summary_names_what_was_read():

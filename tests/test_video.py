@@ -1,4 +1,9 @@
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +18,6 @@ from fmd_tf.video import (
     VideoError,
     VideoFile,
     VideoSource,
-    box_overlaps,
     label_video,
 )
 from tests.serving import faces as smooth_images
@@ -34,13 +38,6 @@ def write_video(path: Path, frames: np.ndarray, rate: float = 10.0) -> Path:
         writer.write(np.ascontiguousarray(frame[:, :, ::-1]))
     writer.release()
     return path
-
-
-def test_overlaps():
-    # 2 x 2 boxes shifted by one: 2 common of 6; the same; apart.
-    first = np.array([[0, 0, 2, 2]])
-    second = np.array([[1, 0, 3, 2], [0, 0, 2, 2], [5, 5, 6, 6]])
-    np.testing.assert_allclose(box_overlaps(first, second), [[1 / 3, 1, 0]])
 
 
 def test_a_face_keeps_its_number_and_moves_smoothly():
@@ -152,6 +149,60 @@ def test_between_frames_that_are_looked_at_faces_go_on(tmp_path: Path):
     assert [each.seen for each in faces] == [True, False, False] * 3
     assert [each.track for each in faces] == [1] * 9
     assert [each.box[0] for each in faces] == [0, 0, 0, 6, 8, 10, 12, 14, 16]
+
+
+def test_memory_is_of_frames_however_few_are_looked_at(tmp_path: Path):
+    """A face that leaves after ten frames is shown five more, at the most."""
+    for every, last in ((1, 14), (2, 13), (5, 14)):
+        source = VideoSource(write_video(tmp_path / "in.mp4", smooth_images(30)))
+        looked = iter(range(0, 30, every))
+
+        def label(photo: Photo, looked=looked) -> list[LabelledFace]:
+            return [face((8, 8, 24, 24))] if next(looked) < 10 else []
+
+        records = list(label_video(source, label, Tracker(memory=5), None, label_every=every))
+        shown = [record.frame for record in records if record.faces]
+        assert shown == list(range(last + 1)), every
+
+
+def test_a_rate_that_mpeg_4_cannot_count_is_rounded(tmp_path: Path):
+    output = VideoFile(tmp_path / "a.mp4", 119.963)
+    output.add(Image.new("RGB", (32, 32)))
+    assert output.finish()
+    assert VideoSource(tmp_path / "a.mp4").frame_rate == pytest.approx(120)
+    assert not VideoFile(tmp_path / "b.mp4", 10.0).finish()  # Without a frame there is no file.
+
+
+@pytest.fixture
+def camera_url(tmp_path: Path) -> Iterator[str]:
+    """A stream of six frames, ten a second, from a camera with a password."""
+    write_video(tmp_path / "stream.mp4", smooth_images(6, shape=(48, 64)))
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    handler.log_message = lambda *_: None  # type: ignore[attr-defined]
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://user:secret@127.0.0.1:{server.server_address[1]}/stream.mp4"
+        server.shutdown()
+
+
+def test_a_camera_that_is_labelled_slowly_keeps_its_time(camera_url: str, tmp_path: Path):
+    source = VideoSource(camera_url)
+    assert source.is_camera and source.num_frames is None
+    assert "secret" not in source.name and source.name.startswith("http://127.0.0.1:")
+
+    def label(photo: Photo) -> list[LabelledFace]:
+        time.sleep(0.3)
+        return []
+
+    output = VideoFile(tmp_path / "out.mp4", source.frame_rate)
+    records = list(label_video(source, label, Tracker(), output))
+    output.finish()
+    assert len(records) == 6
+    times = [datetime.fromisoformat(record.to_json()["time"]) for record in records]
+    assert times == sorted(times) and times[0].tzinfo is not None
+    # A frame is labelled for as long as three of the stream take.
+    written = list(VideoSource(tmp_path / "out.mp4"))
+    assert len(written) == 1 + round(10 * records[-1].seconds) >= 15
 
 
 def test_a_frame_that_is_refused_does_not_end_the_video(tmp_path: Path):

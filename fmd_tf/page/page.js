@@ -21,6 +21,8 @@ const status = byId("status");
 let newest = 0;
 let running = null;
 let stream = null;
+let opening = false;
+let liveLoop = 0;
 let shown = null;
 
 function say(text, isError = false) {
@@ -241,12 +243,16 @@ async function toggleCamera() {
     say("The camera needs https or localhost; choose a photo instead.", true);
     return;
   }
+  if (opening) return;
+  opening = true;
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: true });
   } catch (error) {
     const reason = error.name === "NotAllowedError" ? "it was not allowed" : "there is none";
     say(`No camera: ${reason}. Choose a photo instead.`, true);
     return;
+  } finally {
+    opening = false;
   }
   byId("video").srcObject = stream;
   showCamera(true);
@@ -281,7 +287,8 @@ async function shoot() {
 }
 
 async function runLive() {
-  while (stream && byId("live").checked) {
+  const turn = ++liveLoop;  // Of two loops each would stop the other's requests.
+  while (turn === liveLoop && stream && byId("live").checked) {
     await shoot();
     await new Promise((resolve) => setTimeout(resolve, 100));
   }
