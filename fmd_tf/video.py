@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -60,6 +61,50 @@ class Frame:
     time: str | None = None
 
 
+class _NewestFrames:
+    """Reads a camera in the background and gives its newest frame.
+
+    One frame after the other would be seen later and later where labelling takes longer than the
+    camera; what is labelled should be what is there.
+
+    Args:
+        capture: An open `cv2.VideoCapture`, which is released when the reading ends.
+    """
+
+    def __init__(self, capture: Any) -> None:
+        self._capture = capture
+        self._frame: np.ndarray | None = None
+        self._ended = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        while not self._ended:
+            read, frame = self._capture.read()
+            with self._changed:
+                if read:
+                    self._frame = frame
+                else:
+                    self._ended = True
+                self._changed.notify()
+        self._capture.release()
+
+    def next(self) -> np.ndarray | None:
+        """Wait for a frame that was not given yet; None at the end."""
+        with self._changed:
+            # With a limit, as Ctrl-C does not end a wait without one on Windows.
+            while self._frame is None and not self._ended:
+                self._changed.wait(0.5)
+            frame, self._frame = self._frame, None
+            return frame
+
+    def close(self) -> None:
+        """Stop; a read that waits for a camera that is gone ends by itself."""
+        self._ended = True
+        self._thread.join(timeout=2.0)
+
+
 class VideoSource:
     """The frames of a file or camera.
 
@@ -78,6 +123,7 @@ class VideoSource:
         if isinstance(source, Path) and not source.is_file():
             raise VideoError(f"no video file {source}")
         self.is_camera = not isinstance(source, Path)
+        self._newest: _NewestFrames | None = None
         self._capture = self._open(source)
         read, self._first = self._capture.read()
         if not read:
@@ -99,20 +145,30 @@ class VideoSource:
         return _EXPECTED_CAMERA if self.is_camera else _EXPECTED
 
     def __iter__(self) -> Iterator[Frame]:
-        """Give the frames, once; a camera has no end."""
+        """Give the frames, once; a camera has no end, and gives its newest frame each time."""
         started, index, bgr = time.perf_counter(), 0, self._first
+        if self.is_camera:
+            self._newest = _NewestFrames(self._capture)
         while bgr is not None:
             seconds, now = index / self.frame_rate, None
             if self.is_camera:
                 seconds = time.perf_counter() - started
                 now = datetime.now(UTC).isoformat(timespec="milliseconds")
             yield Frame(index, round(seconds, 3), np.ascontiguousarray(bgr[:, :, ::-1]), now)
-            read, following = self._capture.read()
-            index, bgr = index + 1, following if read else None
+            index, bgr = index + 1, self._following()
+
+    def _following(self) -> np.ndarray | None:
+        if self._newest:
+            return self._newest.next()
+        read, bgr = self._capture.read()
+        return bgr if read else None
 
     def close(self) -> None:
         """Let go of the file or camera."""
-        self._capture.release()
+        if self._newest:
+            self._newest.close()
+        else:
+            self._capture.release()
 
 
 def _import_cv2() -> ModuleType:
