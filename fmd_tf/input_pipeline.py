@@ -17,9 +17,6 @@ import tensorflow as tf
 from fmd_tf.exif import read_orientation, turn_upright
 from fmd_tf.row_file import RowFile, Rows
 
-# Writing the crops of a crowd takes longer than cutting those of the next portraits.
-_PHOTOS_AHEAD = 16
-
 
 @dataclass(frozen=True)
 class Crops:
@@ -188,7 +185,7 @@ def load_crops(
             "group": tf.cast(example["group"], tf.int64),
         }
 
-    cropped = photos.map(crop_photo, tf.data.AUTOTUNE).prefetch(_PHOTOS_AHEAD)
+    cropped = photos.map(crop_photo, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
     return _gather_crops(cropped.as_numpy_iterator(), image_size)
 
 
