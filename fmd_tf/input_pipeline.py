@@ -294,20 +294,29 @@ def steps_per_epoch(num_faces: int, batch_size: int) -> int:
 
 
 def eval_dataset(
-    images: Rows, batch_size: int, labels: np.ndarray | None = None, num_classes: int = 0
+    images: Rows,
+    batch_size: int,
+    labels: np.ndarray | None = None,
+    num_classes: int = 0,
+    chosen: range | None = None,
 ) -> tf.data.Dataset:
     """Make batches for evaluation: the order is kept and no row is dropped.
+
+    TensorFlow keeps what a data set reads from for as long as the process lives, so of large
+    data `chosen` must choose a part, and not `images[start:stop]`.
 
     Args:
         images: [num_faces, ...], crops or features.
         batch_size: Rows a batch.
         labels: int [num_faces]; without them the batches are images alone.
         num_classes: Length of the one-hot labels.
+        chosen: The rows that are wanted; None for all.
 
     Returns:
         Batches of images, or (images, float32 one-hot labels).
     """
-    batches = tf.data.Dataset.range(len(images)).batch(batch_size)
+    chosen = range(len(images)) if chosen is None else chosen
+    batches = tf.data.Dataset.range(chosen.start, chosen.stop).batch(batch_size)
     if labels is None:
         dataset = batches.map(lambda rows: _read_rows(images, rows))
     else:

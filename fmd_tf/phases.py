@@ -146,7 +146,8 @@ def _features(model: keras.Model, images: Rows, batch_size: int) -> RowFile:
     frozen = features_model(model)
     rows = RowFile(frozen.output.shape[1:], np.float32)
     for start in range(0, len(images), _CHUNK):
-        batches = input_pipeline.eval_dataset(images[start : start + _CHUNK], batch_size)
+        chosen = range(start, min(start + _CHUNK, len(images)))
+        batches = input_pipeline.eval_dataset(images, batch_size, chosen=chosen)
         features = frozen.predict(batches, verbose=_verbosity())
         rows.append(np.asarray(features, np.float32))
     return rows

@@ -7,11 +7,13 @@ import keras
 import numpy as np
 import pytest
 
+from fmd_tf import phases
 from fmd_tf.checkpoints import RunFolder
 from fmd_tf.distill import Teacher
 from fmd_tf.input_pipeline import Crops
-from fmd_tf.model import build_model, dtype_policy
+from fmd_tf.model import build_model, dtype_policy, features_model
 from fmd_tf.phases import FINE_TUNE, HEAD, Recipe, Teaching, _Average, train_model
+from fmd_tf.row_file import RowFile
 
 RECIPE = Recipe(
     num_classes=3,
@@ -164,3 +166,24 @@ def test_the_average_is_validated_and_training_goes_on_from_the_weights():
     assert weight.numpy() == 1.0
     average.on_epoch_end(0)
     assert weight.numpy() == 0.0
+
+
+def test_features_leave_no_crops_in_memory(monkeypatch: pytest.MonkeyPatch):
+    """TensorFlow keeps the arrays that a data set was made of: whole chunks would pile up."""
+    monkeypatch.setattr(phases, "_CHUNK", 8)
+    images = RowFile((32, 32, 3), np.uint8)
+    images.append(np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8))
+    most_read, read = [], RowFile.__getitem__
+
+    def note(self: RowFile, key: object) -> np.ndarray:
+        rows = read(self, key)
+        most_read.append(len(rows))
+        return rows
+
+    monkeypatch.setattr(RowFile, "__getitem__", note)
+    model = build_model("mobilenet", 32, 3, "none")
+    features = phases._features(model, images, batch_size=4)
+    assert most_read == [4] * 5
+    monkeypatch.undo()
+    expected = features_model(model).predict(np.asarray(images), verbose=0)
+    np.testing.assert_allclose(np.asarray(features), expected, atol=1e-5)
