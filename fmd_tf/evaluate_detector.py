@@ -113,9 +113,10 @@ def evaluate(
         labeller = classifier_labeller(classifier, model_card)
     detectors = {"trained": trained_contender(network, card), **load_peer(peer)}
     folder = read_folder(data_dir, class_names, skip_invalid)
-    photos = whole_photos(folder.annotations)
+    photos = list(folder.annotations)
     if split != "all":
         photos = _part(photos, split_file, split, trainings)
+    photos = whole_photos(photos)
     if not photos:
         raise SplitError(f"no photos to score in {data_dir}, part {split}")
     figures = report(detectors, photos, class_names, labeller)

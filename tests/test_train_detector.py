@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from fmd_tf import CLASS_NAMES, checkpoints, evaluate_detector, train_detector
-from fmd_tf.detector import load_detector
+from fmd_tf.detector import DetectorCard, build_detector, load_detector, save_detector
 from fmd_tf.model import ModelCard, build_model, save_model
 from fmd_tf.voc import read_folder
 from tests.conftest import add_photo
@@ -112,13 +112,25 @@ def test_the_split_and_the_classifier_must_fit(trained, sample_dir, tmp_path, ca
     assert "give its classes with --class-names" in capsys.readouterr().err
 
 
-def test_a_photo_with_a_face_left_out_is_no_background(voc_dir):
+def test_a_photo_with_a_face_left_out_is_no_background(voc_dir, tmp_path):
     faces = [("with_mask", (2, 3, 12, 13)), ("someone", (20, 3, 30, 13))]
     add_photo(voc_dir, "two", faces=faces)
     folder = read_folder(voc_dir, skip_invalid=True)
     assert len(folder.annotations) == 2
     whole = evaluate_detector.whole_photos(folder.annotations)
     assert [annotation.photo.name for annotation in whole] == ["good.png"]
+    # Its split names it nevertheless.
+    save_detector(build_detector("none"), DetectorCard(64), tmp_path / "detector.keras")
+    split = {"train": [], "val": [], "test": ["good.png", "two.png"]}
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    figures = evaluate_detector.evaluate(
+        tmp_path / "detector.keras",
+        voc_dir,
+        tmp_path / "results",
+        split_file=tmp_path / "split.json",
+        skip_invalid=True,
+    )
+    assert figures["photos"] == 1
 
 
 def test_a_threshold_that_nothing_reaches_is_not_claimed(trained, sample_dir, capsys):
