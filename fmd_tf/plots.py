@@ -154,7 +154,7 @@ def plot_grid(images: Sequence[np.ndarray], titles: Sequence[str], columns: int)
         titles: One a picture.
         columns: Number of pictures a row.
     """
-    if not images:
+    if not len(images):
         figure = Figure(figsize=(4, 2))
         figure.text(0.5, 0.5, "no mistakes", ha="center")
         return figure

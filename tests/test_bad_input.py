@@ -83,7 +83,11 @@ COMMAND_LINE = {
         ["--split-file", "s.json"],
         "s.json names 1 photos not in the data",
     ),
-    "too few photos": (_too_few, [], "expected at least 3 groups of photos for 3 parts, got 1"),
+    "too few photos": (
+        _too_few,
+        [],
+        "expected at least 3 groups of photos with faces for 3 parts, got 1",
+    ),
     "no faces": (_no_faces, [], "no faces"),
     "another run": (_other_run, [], "holds a run with"),
 }

@@ -144,6 +144,8 @@ def _write_splits(folder: Path) -> Split:
     _write_folds(annotations, groups, folder / "results")
     for results in ("results", "results/detector"):
         save_split(split, groups, folder / results / "metrics" / "split.json")
+    of_training = folder / "results" / "folds-0" / "metrics" / "predictions.csv"
+    shutil.copy(of_training, folder / "results" / "metrics")
     return split
 
 
