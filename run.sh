@@ -8,13 +8,15 @@ python="$root/.venv/bin/python"
 
 find_python() {  # print the first Python that TensorFlow has packages for
     local name supported="import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))"
-    for name in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
+    local names=(python3 python3.13 python3.12 python3.11)
+    [[ -z "${PYTHON:-}" ]] || names=("$PYTHON")
+    for name in "${names[@]}"; do
         if "$name" -c "$supported" 2>/dev/null; then
             echo "$name"
             return
         fi
     done
-    name="${PYTHON:-python3}"
+    name="${names[0]}"
     echo "run.sh: expected Python 3.11, 3.12 or 3.13," \
         "found $("$name" --version 2>/dev/null || echo "no $name");" \
         "install one, or say where it is: PYTHON=/path/to/python3.12 bash run.sh" >&2

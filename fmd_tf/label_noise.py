@@ -193,10 +193,11 @@ def _write_mistakes(
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow([*_VERDICT_FIELDS, "label", "predicted", "confidence"])
+    faces = pooled.faces
     for i in _by_kind(pooled, wrong, kinds):
         label, predicted = (class_names[each[i]] for each in (pooled.labels, pooled.predicted))
         confidence = f"{pooled.confidences[i]:.3f}"
-        writer.writerow([*pooled.faces[i], kinds[i], label, predicted, confidence])
+        writer.writerow([*faces[i], kinds[i], label, predicted, confidence])
     write_text(path, table.getvalue())
 
 

@@ -20,13 +20,12 @@ from PIL import Image, UnidentifiedImageError
 
 from fmd_tf.exif import read_orientation
 from fmd_tf.input_pipeline import decode_upright
-from fmd_tf.voc import MAX_PIXELS, PHOTO_SUFFIXES
+from fmd_tf.voc import MAX_PIXELS, PHOTO_SUFFIXES, misread_kind
 
 # What TensorFlow decodes, and then what it does not, but someone may expect to be read: those
 # are reported as unreadable instead of being passed over in silence.
 _DECODED = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 _OTHER_SUFFIXES = (".gif", ".jpe", ".jfif", ".tif", ".tiff", ".heic", ".heif", ".avif")
-_BY_PILLOW = (_PALETTE_BMP, _SPECIAL_WEBP) = ("BMP with a palette", "WebP with alpha or frames")
 _EXPECTED = "expected JPEG, PNG, WebP, BMP or GIF"
 
 
@@ -92,11 +91,11 @@ def read_photo(path: Path) -> Photo:
             of more than `voc.MAX_PIXELS` pixels.
     """
     try:
-        form = _check_header(path)
+        form, is_misread = _check_header(path)
         data = path.read_bytes()
     except OSError as error:
         raise PhotoError(f"cannot be read ({error.strerror or error})") from error
-    if form in _BY_PILLOW:
+    if is_misread:
         return Photo(_decode_by_pillow(data))
     try:
         pixels = _decode(data).numpy()
@@ -108,8 +107,11 @@ def read_photo(path: Path) -> Photo:
     return Photo(pixels, data if _orientation(data).numpy() == 1 else None, data)
 
 
-def _check_header(path: Path) -> str:
-    """Return the format; refuse what would not decode, or into too much memory."""
+def _check_header(path: Path) -> tuple[str, bool]:
+    """Return the format, and whether TensorFlow misreads it; refuse what would not decode.
+
+    What would decode into too much memory is refused too.
+    """
     if path.stat().st_size == 0:
         raise PhotoError("the file is empty")
     try:
@@ -120,7 +122,7 @@ def _check_header(path: Path) -> str:
                 form = image.format or "unknown"
                 frames = getattr(image, "n_frames", 1) if form == "GIF" else 1
                 pixels = image.width * image.height
-                special = _special(image)
+                is_misread = misread_kind(image) is not None
     except UnidentifiedImageError as error:
         raise PhotoError(f"not an image of a known kind; {_EXPECTED}") from error
     except Image.DecompressionBombError as error:
@@ -135,16 +137,7 @@ def _check_header(path: Path) -> str:
     # TensorFlow decodes all frames of a GIF before it returns the first.
     if pixels * frames > MAX_PIXELS:
         raise PhotoError(f"{pixels * frames} pixels; expected at most {MAX_PIXELS} pixels")
-    return special or form
-
-
-def _special(image: Image.Image) -> str | None:
-    """Tell kinds that TensorFlow decodes wrongly (a palette's numbers as grays) or not at all."""
-    if image.format == "BMP" and image.mode not in ("L", "RGB", "RGBA"):
-        return _PALETTE_BMP
-    if image.format == "WEBP" and (image.mode == "RGBA" or getattr(image, "n_frames", 1) > 1):
-        return _SPECIAL_WEBP
-    return None
+    return form, is_misread
 
 
 def _decode_by_pillow(data: bytes) -> np.ndarray:

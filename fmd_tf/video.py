@@ -118,7 +118,7 @@ class VideoSource:
 
     def __init__(self, source: Path | int | str) -> None:
         self._cv2 = _import_cv2()
-        shown = re.sub("//[^/]*@", "//", str(source)) if isinstance(source, str) else str(source)
+        shown = re.sub("//[^/]*@", "//", str(source))  # A path has no double slash.
         self.name = f"camera {source}" if isinstance(source, int) else shown
         if isinstance(source, Path) and not source.is_file():
             raise VideoError(f"no video file {source}")

@@ -398,6 +398,19 @@ class _Reader(_XmlReader):
         return Face(label, box) if box else None
 
 
+def misread_kind(image: Image.Image) -> str | None:
+    """Name kinds that TensorFlow decodes wrongly (a palette's numbers as grays) or not at all.
+
+    Args:
+        image: As `PIL.Image.open` gives it.
+    """
+    if image.format == "BMP" and image.mode not in ("L", "RGB", "RGBA"):
+        return "BMP with a palette"
+    if image.format == "WEBP" and (image.mode == "RGBA" or getattr(image, "n_frames", 1) > 1):
+        return "WebP with transparency or many frames"
+    return None
+
+
 def _decoded_size(photo: Path) -> tuple[int, int]:
     """Decode a photo to the end and return its size, as TensorFlow's decoders will see it.
 
@@ -409,10 +422,8 @@ def _decoded_size(photo: Path) -> tuple[int, int]:
     with Image.open(photo) as image:
         if image.format not in _FORMATS:
             raise ValueError(f"{image.format} under the name {photo.name}; store it as PNG or JPEG")
-        if image.format == "BMP" and image.mode not in ("L", "RGB", "RGBA"):
-            raise ValueError("a BMP with a palette; store it as PNG")
-        if image.format == "WEBP" and (image.mode == "RGBA" or getattr(image, "n_frames", 1) > 1):
-            raise ValueError("a WebP with transparency or many frames; store it as PNG")
+        if kind := misread_kind(image):
+            raise ValueError(f"a {kind}; store it as PNG")
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS}")
         image.load()
