@@ -93,7 +93,9 @@ class TrainConfig(RunConfig):
     )
     weights: str = _setting(IMAGENET, "imagenet, none, or a .weights.h5 file of the backbone")
     distill: Path | None = _setting(
-        None, "teacher, a best_model.keras of the same split, whose answers are learnt"
+        None,
+        "teacher, a best_model.keras of the same split, whose answers are learnt; "
+        "with --folds, the --checkpoint-dir of such folds",
     )
     image_size: int = _setting(112, "side of the crops in pixels")
     multi_view: bool = _setting(
@@ -149,8 +151,6 @@ class TrainConfig(RunConfig):
         self._require("val_fraction", self.val_fraction < most, f"less than {most:g}")
         if self.folds and self.split_file:
             raise ConfigError("--folds makes its own splits; leave out --split-file")
-        if self.folds and self.distill:
-            raise ConfigError("--distill: a teacher has one split; leave out --folds")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,7 +82,8 @@ def load_teacher(
     if card.training.get("split") != split_digest:
         raise ModelError(
             f"--distill: {path} was trained on another split, so it may have learnt from the test "
-            "faces; give its results/metrics/split.json with --split-file, and its --data-dir"
+            "faces; give its --data-dir, and its results/metrics/split.json with --split-file, or "
+            "its --folds and --seed"
         )
     # The student gets its own; with both, rare classes would be favoured twice.
     rescale_logits(model, 1.0, -np.array(card.training.get("logit_offsets", 0.0)))

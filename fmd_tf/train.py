@@ -18,6 +18,7 @@ import numpy as np
 
 from fmd_tf.calibration import fit_temperature, rarity_offsets, rescale_logits
 from fmd_tf.checkpoints import (
+    BEST_MODEL,
     RunFolder,
     require_space,
     require_writable,
@@ -357,7 +358,13 @@ def _cross_validate(config: TrainConfig, crops: Crops) -> tuple[dict, float]:
     for index, split in enumerate(folds):
         print(f"Fold {index + 1} of {len(folds)}", flush=True)
         name = f"fold-{index}"
-        run = _train(config, crops, split, config.checkpoint_dir / name, f"split-{name}.json")
+        run = _train(
+            _with_teacher_of(name, config),
+            crops,
+            split,
+            config.checkpoint_dir / name,
+            f"split-{name}.json",
+        )
         tested = np.isin(crops.photos, split.test)
         model = load_model(run.best_model)[0]
         probabilities[tested] = _predict(config, model, crops.select(split.test)).probabilities
@@ -370,6 +377,13 @@ def _cross_validate(config: TrainConfig, crops: Crops) -> tuple[dict, float]:
         crops_images=crops.images,
     )
     return report, seconds
+
+
+def _with_teacher_of(fold: str, config: TrainConfig) -> TrainConfig:
+    """Return the settings with the fold's own teacher, which has seen none of its test faces."""
+    if config.distill is None:
+        return config
+    return replace(config, distill=config.distill / fold / BEST_MODEL)
 
 
 def _write_config(config: TrainConfig, folder: Folder, seconds: float) -> None:

@@ -1,5 +1,6 @@
 """A student learns from a teacher that may teach it, and only from such a one."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,25 +102,41 @@ def test_a_teacher_without_its_split_is_refused(tmp_path: Path):
         load_teacher(tmp_path / "t.keras", CLASS_NAMES, 0.1, True, "abc")
 
 
-def test_training_with_a_teacher(sample_dir: Path, tmp_path: Path, capsys):
-    def run(name: str, *more: str) -> int:
-        folder = tmp_path / name
-        return train.main(
-            [
-                *("--data-dir", str(sample_dir), "--model-name", "mobilenet", "--weights", "none"),
-                *("--epochs", "1", "--checkpoint-dir", str(folder / "c")),
-                *("--results-dir", str(folder / "r"), "--export-dir", str(folder / "e"), *more),
-            ]
-        )
+def _train(sample_dir: Path, folder: Path, *more: str) -> int:
+    return train.main(
+        [
+            *("--data-dir", str(sample_dir), "--model-name", "mobilenet", "--weights", "none"),
+            *("--epochs", "1", "--checkpoint-dir", str(folder / "c")),
+            *("--results-dir", str(folder / "r"), "--export-dir", str(folder / "e"), *more),
+        ]
+    )
 
-    assert run("teacher", "--image-size", "48") == 0
+
+def test_training_with_a_teacher(sample_dir: Path, tmp_path: Path, capsys):
+    assert _train(sample_dir, tmp_path / "teacher", "--image-size", "48") == 0
     teacher = str(tmp_path / "teacher" / "c" / "best_model.keras")
     split = str(tmp_path / "teacher" / "r" / "metrics" / "split.json")
-    distill = ("--image-size", "38", "--distill", teacher)
-    assert run("student", *distill, "--split-file", split, "--seed", "5") == 0
+    distill = ("--image-size", "38", "--distill", teacher, "--seed", "5")
+    assert _train(sample_dir, tmp_path / "student", *distill, "--split-file", split) == 0
     card = load_model(tmp_path / "student" / "c" / "best_model.keras")[1]
     assert card.image_size == 38 and card.training["report"]["part"] == "test"
     capsys.readouterr()
-    assert run("other", *distill, "--seed", "5") == 2
+    assert _train(sample_dir, tmp_path / "other", *distill) == 2
     assert "another split" in capsys.readouterr().err
     assert not (tmp_path / "other" / "r" / "metrics" / "split.json").exists()
+
+
+def test_each_fold_has_its_own_teacher(sample_dir: Path, tmp_path: Path, capsys):
+    folds = ("--folds", "2", "--image-size", "38", "--head-epochs", "0")
+    assert _train(sample_dir, tmp_path / "teachers", *folds) == 0
+    teachers = tmp_path / "teachers" / "c"
+    distill = (*folds, "--distill", str(teachers))
+    assert _train(sample_dir, tmp_path / "students", *distill) == 0
+    for fold in ("fold-0", "fold-1"):
+        record = json.loads((tmp_path / "students" / "c" / fold / "run.json").read_text())
+        assert record["distill"] == str(teachers / fold / "best_model.keras")
+    capsys.readouterr()
+    assert _train(sample_dir, tmp_path / "other", *distill, "--seed", "5") == 2
+    assert "its --folds and --seed" in capsys.readouterr().err
+    assert _train(sample_dir, tmp_path / "none", *folds, "--distill", str(tmp_path / "x")) == 2
+    assert "fold-0" in capsys.readouterr().err
