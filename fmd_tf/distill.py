@@ -17,6 +17,7 @@ import numpy as np
 
 from fmd_tf.calibration import rescale_logits
 from fmd_tf.devices import precision_policy
+from fmd_tf.freezing import fold_batch_norm
 from fmd_tf.model import (
     ModelCard,
     ModelError,
@@ -85,6 +86,10 @@ def load_teacher(
             "faces; give its --data-dir, and its results/metrics/split.json with --split-file, or "
             "its --folds and --seed"
         )
+    if "temperature" not in card.training:
+        raise ModelError(
+            f"--distill: the training of {path} has not ended; let its command run to its end first"
+        )
     # The student gets its own; with both, rare classes would be favoured twice.
     rescale_logits(model, 1.0, -np.array(card.training.get("logit_offsets", 0.0)))
     return Teacher(_logits(model, card, mixed_precision), card.image_size)
@@ -104,7 +109,7 @@ def _logits(model: keras.Model, card: ModelCard, mixed_precision: str) -> Logits
             )
         fast.set_weights(model.get_weights())
         model = fast
-    teacher = logits_model(model)
+    teacher = logits_model(fold_batch_norm(model))
     return lambda images: teacher(images, training=False)
 
 

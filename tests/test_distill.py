@@ -15,7 +15,7 @@ from fmd_tf.distill import DistilledModel, Teacher, distillation_loss, load_teac
 from fmd_tf.model import ModelCard, ModelError, load_model, logits_model, save_model
 from tests.serving import faces, tiny_model
 
-CARD = ModelCard(CLASS_NAMES, 32, training={"split": "abc"})
+CARD = ModelCard(CLASS_NAMES, 32, training={"split": "abc", "temperature": 1.0})
 
 
 def _named_logits() -> keras.Model:
@@ -99,6 +99,12 @@ def test_who_may_not_teach_is_refused(changed: dict, message: str, tmp_path: Pat
 def test_a_teacher_without_its_split_is_refused(tmp_path: Path):
     save_model(tiny_model(), replace(CARD, training={}), tmp_path / "t.keras")
     with pytest.raises(ModelError, match="another split"):
+        load_teacher(tmp_path / "t.keras", CLASS_NAMES, 0.1, True, "abc")
+
+
+def test_a_teacher_that_is_still_trained_is_refused(tmp_path: Path):
+    save_model(tiny_model(), replace(CARD, training={"split": "abc"}), tmp_path / "t.keras")
+    with pytest.raises(ModelError, match="has not ended"):
         load_teacher(tmp_path / "t.keras", CLASS_NAMES, 0.1, True, "abc")
 
 
