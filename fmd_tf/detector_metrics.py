@@ -6,7 +6,7 @@ Contract: boxes are float [number, 4] pixels as in `fmd_tf.boxes`. No TensorFlow
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +16,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from fmd_tf.boxes import overlaps
+from fmd_tf.metrics import draw_groups, interval
 
 SIZES = ((0, 24), (24, 48), (48, 10**6))
 """Classes of the shorter box side in pixels: from, up to but without."""
+_NUM_BOOTSTRAP = 1000
 
 
 @dataclass(frozen=True)
@@ -141,9 +143,12 @@ def choose_threshold(
 
 
 def summarize(
-    photos: Sequence[PhotoFaces], class_names: Sequence[str], min_overlap: float
+    photos: Sequence[PhotoFaces],
+    class_names: Sequence[str],
+    min_overlap: float,
+    groups: Mapping[str, int],
 ) -> dict[str, Any]:
-    """Count what was found, of which size and class.
+    """Count what was found, of which size and class, with 95 % intervals.
 
     Where the photos hold labels of found faces, a face counts as found only if its label is
     right too, and precision is the part of the found faces that are faces of their label.
@@ -152,12 +157,14 @@ def summarize(
         photos: Faces above the threshold only.
         class_names: Names of the classes.
         min_overlap: Intersection over union that counts as found.
+        groups: Group of each photo by file name; the bootstrap draws whole groups.
 
     Returns:
         JSON-like: `faces`, `found`, `recall`, `precision`, and `by_size` and `by_class`, each
-        with `faces`, `found` and `recall`. A figure of nothing is None.
+        with `faces`, `found` and `recall`. With each recall stands `recall_95`, with the
+        precision `precision_95`, its interval. A figure of nothing is None.
     """
-    hits, sizes, labels, num_found = [], [], [], 0
+    hits, sizes, labels, num_found = [], [], [], []
     for faces in photos:
         matched = match(faces, min_overlap)
         hit = np.zeros(len(faces.labels), bool)
@@ -168,22 +175,67 @@ def summarize(
         hits.append(hit)
         sizes.append((faces.true_boxes[:, 2:] - faces.true_boxes[:, :2]).min(axis=1))
         labels.append(faces.labels)
-        num_found += len(matched)
-    hit, size, label = (np.concatenate([[], *parts]) for parts in (hits, sizes, labels))
-    hit = hit.astype(bool)
+        num_found.append(len(matched))
+    counts = _GroupCounts(hits, num_found, [groups[faces.photo] for faces in photos])
+    size, label = (np.concatenate([[], *parts]) for parts in (sizes, labels))
     return {
-        **_recall(hit),
-        "precision": float(hit.sum() / num_found) if num_found else None,
+        **counts.recall(np.ones(len(size), bool)),
+        **counts.precision(),
         "by_size": {
-            f"{low} to {high - 1} px" if high < 10**6 else f"{low} px and more": _recall(
-                hit[(size >= low) & (size < high)]
+            f"{low} to {high - 1} px" if high < 10**6 else f"{low} px and more": counts.recall(
+                (size >= low) & (size < high)
             )
             for low, high in SIZES
         },
-        "by_class": {name: _recall(hit[label == index]) for index, name in enumerate(class_names)},
+        "by_class": {name: counts.recall(label == index) for index, name in enumerate(class_names)},
     }
 
 
-def _recall(hit: np.ndarray) -> dict[str, Any]:
-    recall = float(hit.mean()) if len(hit) else None
-    return {"faces": len(hit), "found": int(hit.sum()), "recall": recall}
+class _GroupCounts:
+    """Counts by group of photos, for figures and for the bootstrap of their intervals.
+
+    Args:
+        hits: For each photo bool [num_faces], whether a face was found.
+        num_found: For each photo the number of found boxes.
+        groups: The group of each photo.
+    """
+
+    def __init__(
+        self, hits: Sequence[np.ndarray], num_found: Sequence[int], groups: Sequence[int]
+    ) -> None:
+        numbers = np.unique(np.array(groups, int), return_inverse=True)[1]
+        self._num_groups = len(set(groups))
+        self._hit = np.concatenate([np.zeros(0, bool), *hits])
+        self._group_of_face = np.repeat(numbers, [len(hit) for hit in hits])
+        self._num_found = np.bincount(numbers, num_found, self._num_groups)
+        self._drawn = draw_groups(self._num_groups, _NUM_BOOTSTRAP, 0) if groups else None
+
+    def recall(self, chosen: np.ndarray) -> dict[str, Any]:
+        """Return the figures of the faces for which `chosen`, bool [num_faces], is true."""
+        found = self._by_group(chosen & self._hit)
+        recall, limits = self._ratio(found, self._by_group(chosen))
+        return {
+            "faces": int(chosen.sum()),
+            "found": int(found.sum()),
+            "recall": recall,
+            "recall_95": limits,
+        }
+
+    def precision(self) -> dict[str, Any]:
+        """Return the part of the found boxes that are hits."""
+        precision, limits = self._ratio(self._by_group(self._hit), self._num_found)
+        return {"precision": precision, "precision_95": limits}
+
+    def _by_group(self, faces: np.ndarray) -> np.ndarray:
+        return np.bincount(self._group_of_face[faces], minlength=self._num_groups)
+
+    def _ratio(
+        self, part: np.ndarray, whole: np.ndarray
+    ) -> tuple[float, list[float]] | tuple[None, None]:
+        """Return the ratio of two sums over groups, and its interval; None of nothing."""
+        if self._drawn is None or not whole.sum():
+            return None, None
+        wholes = self._drawn @ whole
+        # A sample without any says nothing.
+        samples = (self._drawn @ part)[wholes > 0] / wholes[wholes > 0]
+        return float(part.sum() / whole.sum()), interval(samples)

@@ -33,7 +33,13 @@ from fmd_tf.detector import DetectorCard, load_detector
 from fmd_tf.detector_metrics import PhotoFaces, average_precision, summarize
 from fmd_tf.input_pipeline import crop_faces, decode_photo
 from fmd_tf.model import ModelCard, ModelError, load_model
-from fmd_tf.splits import SplitError, group_photos, load_split, require_same_split
+from fmd_tf.splits import (
+    MAX_DISTANCE,
+    SplitError,
+    group_photos,
+    load_split,
+    require_same_split,
+)
 from fmd_tf.voc import Annotation, AnnotationError, read_folder
 
 Labeller = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -69,6 +75,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--model", type=Path, help="classifier: also score boxes and classes together")
     add("--peer", choices=("none", "mtcnn"), default="none", help="detector to put beside it")
     add("--skip-invalid", action="store_true", help="leave out invalid annotations")
+    add("--group-distance", type=int, default=MAX_DISTANCE, help="as for training (bits)")
     add("--class-names", nargs="+", default=list(CLASS_NAMES), help="names of the classes")
     return parser.parse_args(argv)
 
@@ -83,6 +90,7 @@ def evaluate(
     peer: str = "none",
     skip_invalid: bool = False,
     class_names: Sequence[str] = CLASS_NAMES,
+    group_distance: int = MAX_DISTANCE,
 ) -> dict[str, Any]:
     """Score a saved detector, and what it stands beside, on annotated photos.
 
@@ -96,6 +104,7 @@ def evaluate(
         peer: "mtcnn" scores MTCNN on the same photos too.
         skip_invalid: Leave out invalid annotations.
         class_names: Names of the classes, which must be the classifier's.
+        group_distance: See `splits.group_photos`; the intervals draw groups.
 
     Returns:
         What is written.
@@ -114,12 +123,13 @@ def evaluate(
     detectors = {"trained": trained_contender(network, card), **load_peer(peer)}
     folder = read_folder(data_dir, class_names, skip_invalid)
     photos = list(folder.annotations)
+    groups = group_photos(photos, group_distance)
     if split != "all":
-        photos = _part(photos, split_file, split, trainings)
+        photos = _part(photos, groups, split_file, split, trainings)
     photos = whole_photos(photos)
     if not photos:
         raise SplitError(f"no photos to score in {data_dir}, part {split}")
-    figures = report(detectors, photos, class_names, labeller)
+    figures = report(detectors, photos, class_names, groups, labeller)
     path = results_dir / "metrics" / "detector.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     settings = {"detector": detector, "model": model, "data_dir": data_dir, "split": split}
@@ -147,6 +157,7 @@ def whole_photos(annotations: Sequence[Annotation]) -> list[Annotation]:
 
 def _part(
     annotations: Sequence[Annotation],
+    groups: Mapping[str, int],
     split_file: Path | None,
     split: str,
     trainings: Mapping[Path, Mapping[str, Any]],
@@ -154,7 +165,7 @@ def _part(
     """Return the photos of one part of a split, which must be that of the trainings."""
     if split_file is None:
         raise SplitError(f"--split {split} needs the --split-file of the training")
-    parts = load_split(split_file, group_photos(annotations))
+    parts = load_split(split_file, groups)
     for path, training in trainings.items():
         require_same_split(parts, training, f"{split_file} is not the split of {path}")
     names = set(getattr(parts, split))
@@ -250,6 +261,7 @@ def report(
     detectors: Mapping[str, Contender],
     annotations: Sequence[Annotation],
     class_names: Sequence[str],
+    groups: Mapping[str, int],
     labeller: Labeller | None = None,
 ) -> dict[str, Any]:
     """Score detectors on the same photos.
@@ -258,6 +270,7 @@ def report(
         detectors: By name.
         annotations: Photos that none of them was trained on.
         class_names: Names of the classes.
+        groups: Group of each photo by file name, for the intervals.
         labeller: Adds the figures of faces found with the right class.
 
     Returns:
@@ -275,11 +288,13 @@ def report(
             "threshold": detector.threshold,
             "ap50": average_precision(found),
             "milliseconds": 1000 * float(np.median(seconds)),
-            "detection": summarize(faces, class_names, RECALL_OVERLAP),
+            "detection": summarize(faces, class_names, RECALL_OVERLAP, groups),
         }
         if labeller:
             labelled = find_all(detector, annotations, class_names, labeller, detector.threshold)
-            figures[name]["end_to_end"] = summarize(labelled, class_names, END_TO_END_OVERLAP)
+            figures[name]["end_to_end"] = summarize(
+                labelled, class_names, END_TO_END_OVERLAP, groups
+            )
     return figures
 
 
@@ -298,22 +313,29 @@ def _timed(contender: Contender, seconds: list[float]) -> Contender:
 def format_report(figures: Mapping[str, Any]) -> str:
     """Return the figures of `report` as text, a column a detector."""
     names = [name for name, value in figures.items() if isinstance(value, dict)]
-    lines = [f"\n{figures['photos']} photos{'':16}" + "".join(f"{name:>12}" for name in names)]
+    lines = [""]
+
+    def add_row(title: str, cells: Sequence[str]) -> None:
+        lines.append(f"{title:26}" + "".join(f"{cell:>14}" for cell in cells))
 
     def add(title: str, values: Sequence[float | None], digits: int = 3) -> None:
-        shown = "".join(
-            f"{'-' if value is None else f'{value:.{digits}f}':>12}" for value in values
-        )
-        lines.append(f"{title:26}{shown}")
+        add_row(title, ["-" if value is None else f"{value:.{digits}f}" for value in values])
 
+    def add_intervals(intervals: Sequence[Sequence[float] | None]) -> None:
+        add_row(
+            "  95 %", ["-" if not ends else "{:.2f} to {:.2f}".format(*ends) for ends in intervals]
+        )
+
+    add_row(f"{figures['photos']} photos", names)
     columns = [figures[name] for name in names]
     add("AP50", [each["ap50"] for each in columns])
     add("milliseconds a photo", [each["milliseconds"] for each in columns], 0)
     for task, title in (("detection", "found"), ("end_to_end", "found and right")):
         if any(task in each for each in columns):
             parts = [each[task] for each in columns]
-            add(f"{title}: recall", [part["recall"] for part in parts])
-            add(f"{title}: precision", [part["precision"] for part in parts])
+            for figure in ("recall", "precision"):
+                add(f"{title}: {figure}", [part[figure] for part in parts])
+                add_intervals([part[f"{figure}_95"] for part in parts])
             for kind in ("by_size", "by_class"):
                 for label, first in parts[0][kind].items():
                     add(f"  {label} ({first['faces']})", [p[kind][label]["recall"] for p in parts])

@@ -269,11 +269,11 @@ def _intervals(
     if not len(predictions.labels):
         return {}
     figures = _bootstrap(predictions, len(class_names), num_bootstrap, seed)
-    overall = {name: _percentiles(figures[name]) for name in _OVERALL}
+    overall = {name: interval(figures[name]) for name in _OVERALL}
     # A sample without a face of the class says nothing of its recall.
     samples = [figures["recall"][figures["support"][:, i] > 0, i] for i in range(len(class_names))]
     recalls = {
-        name: _percentiles(values) if len(values) else None
+        name: interval(values) if len(values) else None
         for name, values in zip(class_names, samples, strict=True)
     }
     return {**overall, "recall": recalls}
@@ -302,7 +302,7 @@ def paired_differences(
         The interval (low, high) of each overall figure.
     """
     drawn = [_bootstrap(each, num_classes, num_bootstrap, seed) for each in (first, second)]
-    return {name: _percentiles(drawn[1][name] - drawn[0][name]) for name in _OVERALL}
+    return {name: interval(drawn[1][name] - drawn[0][name]) for name in _OVERALL}
 
 
 def _bootstrap(
@@ -313,13 +313,28 @@ def _bootstrap(
     num_groups = groups.max() + 1
     cells = predictions.labels * num_classes + predictions.predicted
     counts = np.bincount(groups * num_classes**2 + cells, minlength=num_groups * num_classes**2)
-    generator = np.random.default_rng(seed)
-    drawn = generator.multinomial(num_groups, np.full(num_groups, 1 / num_groups), num_bootstrap)
+    drawn = draw_groups(num_groups, num_bootstrap, seed)
     confusion = drawn @ counts.reshape(num_groups, num_classes**2)
     return _figures(confusion.reshape(-1, num_classes, num_classes))
 
 
-def _percentiles(values: np.ndarray) -> list[float]:
+def draw_groups(num_groups: int, num_bootstrap: int, seed: int) -> np.ndarray:
+    """Draw bootstrap samples of whole groups.
+
+    Args:
+        num_groups: Number of groups, at least 1.
+        num_bootstrap: Number of samples, each of as many groups.
+        seed: Seed of the draws.
+
+    Returns:
+        int [num_bootstrap, num_groups], how often a sample has each group.
+    """
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(num_groups, np.full(num_groups, 1 / num_groups), num_bootstrap)
+
+
+def interval(values: np.ndarray) -> list[float]:
+    """Return the 95 % percentile interval, [low, high], of a figure's bootstrap samples."""
     return [float(value) for value in np.percentile(values, [2.5, 97.5])]
 
 

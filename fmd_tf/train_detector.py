@@ -97,7 +97,7 @@ def train_and_evaluate(config: DetectorConfig) -> dict:
     if tested == "val":
         print("No test part: the figures below are of the validation photos, and flattering.")
     detectors = {"trained": trained_contender(*load_detector(path)), **peer}
-    figures = report(detectors, parts[tested], config.class_names)
+    figures = report(detectors, parts[tested], config.class_names, groups)
     write_text(
         config.results_dir / "metrics" / "detector.json",
         json.dumps({"settings": asdict(config), **figures}, indent=2, default=str),

@@ -12,12 +12,15 @@ from fmd_tf.detector_metrics import (
 NAMES = ("with_mask", "without_mask")
 
 
-def _photo(found, true, labels=None, found_labels=None):
+GROUPS = {"photo.png": 0, "copy.png": 0, "other.png": 1}
+
+
+def _photo(found, true, labels=None, found_labels=None, name="photo.png"):
     boxes = np.array([each[:4] for each in found], float).reshape(-1, 4)
     scores = np.array([each[4] for each in found], float)
     true_boxes = np.array(true, float).reshape(-1, 4)
     labels = np.zeros(len(true_boxes), int) if labels is None else np.array(labels)
-    return PhotoFaces("photo.png", boxes, scores, true_boxes, labels, found_labels)
+    return PhotoFaces(name, boxes, scores, true_boxes, labels, found_labels)
 
 
 def test_the_best_score_takes_the_face_and_a_double_gets_none():
@@ -59,28 +62,50 @@ def test_the_threshold_keeps_the_precision():
 def test_summary_by_size_and_class():
     true = [[0, 0, 10, 10], [20, 0, 50, 30], [60, 0, 120, 60]]
     found = [(0, 0, 10, 10, 0.9), (60, 0, 120, 60, 0.8), (200, 200, 210, 210, 0.7)]
-    figures = summarize([_photo(found, true, [0, 1, 1])], NAMES, 0.4)
+    figures = summarize([_photo(found, true, [0, 1, 1])], NAMES, 0.4, GROUPS)
     assert (figures["faces"], figures["found"]) == (3, 2)
     assert figures["precision"] == pytest.approx(2 / 3)
     assert [each["recall"] for each in figures["by_size"].values()] == [1.0, 0.0, 1.0]
-    assert figures["by_class"]["without_mask"] == {"faces": 2, "found": 1, "recall": 0.5}
+    without = figures["by_class"]["without_mask"]
+    assert (without["faces"], without["found"], without["recall"]) == (2, 1, 0.5)
 
 
 def test_with_labels_a_face_must_be_of_the_right_class_too():
     true = [[0, 0, 10, 10], [20, 0, 30, 10]]
     found = [(0, 0, 10, 10, 0.9), (20, 0, 30, 10, 0.8)]
-    figures = summarize([_photo(found, true, [0, 1], np.array([0, 0]))], NAMES, 0.3)
+    figures = summarize([_photo(found, true, [0, 1], np.array([0, 0]))], NAMES, 0.3, GROUPS)
     assert figures["recall"] == 0.5 and figures["precision"] == 0.5
 
 
 def test_figures_of_nothing_are_none():
-    figures = summarize([_photo([], [])], NAMES, 0.4)
+    figures = summarize([_photo([], [])], NAMES, 0.4, GROUPS)
     assert figures["recall"] is None and figures["precision"] is None
-    assert summarize([], NAMES, 0.4)["recall"] is None
+    assert summarize([], NAMES, 0.4, GROUPS)["recall_95"] is None
 
 
 def test_what_is_found_where_no_face_is_counts_against_the_precision():
     nobody = _photo([(0, 0, 10, 10, 0.9)], [], found_labels=np.array([0]))
     face = _photo([(0, 0, 10, 10, 0.9)], [[0, 0, 10, 10]], [1], np.array([1]))
-    figures = summarize([nobody, face], NAMES, 0.3)
+    figures = summarize([nobody, face], NAMES, 0.3, GROUPS)
     assert figures["recall"] == 1.0 and figures["precision"] == 0.5
+
+
+def test_intervals_draw_whole_groups():
+    box = [0, 0, 10, 10]
+    found = _photo([(*box, 0.9)], [box])
+    # Of two groups, one of them found, samples are of both or of one alone: recall 1, 0.5 or 0.
+    other = _photo([(50, 50, 60, 60, 0.9)], [box], name="other.png")
+    figures = summarize([found, other], NAMES, 0.4, GROUPS)
+    assert (figures["recall"], figures["recall_95"]) == (0.5, [0.0, 1.0])
+    assert (figures["precision"], figures["precision_95"]) == (0.5, [0.0, 1.0])
+    # Two photos of one group are drawn together or not at all.
+    copy = _photo([], [box], name="copy.png")
+    figures = summarize([found, copy], NAMES, 0.4, GROUPS)
+    assert (figures["recall"], figures["recall_95"]) == (0.5, [0.5, 0.5])
+    assert (figures["precision"], figures["precision_95"]) == (1.0, [1.0, 1.0])
+
+
+def test_a_sample_without_a_face_says_nothing_of_recall():
+    box = [0, 0, 10, 10]
+    photos = [_photo([(*box, 0.9)], [box]), _photo([], [], name="other.png")]
+    assert summarize(photos, NAMES, 0.4, GROUPS)["recall_95"] == [1.0, 1.0]
