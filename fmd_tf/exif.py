@@ -1,18 +1,25 @@
-"""The orientation that a camera wrote into a JPEG, read and applied in the graph.
+"""The orientation that a camera wrote into a photo, read and applied in the graph.
 
 Cameras store the sensor's rows and say in the EXIF tag 0x0112 how to turn them (Exif 2.32, table 6:
 values 1 to 8). Plain TensorFlow operations, so that an exported graph turns photos as prediction
-does. Only JPEG is looked at: its APP1 segment is where cameras and phones write.
+does. The tag lies in a JPEG's APP1 segment, where cameras and phones write it, or where programs
+that convert photos do: in a PNG's chunk eXIf (before the pixels, as browsers want it), or a WebP's
+chunk EXIF.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import tensorflow as tf
 
 _APP1 = 0xE1
 _START_OF_SCAN = 0xDA
+_EXIF = b"Exif\0\0"
+_HEAD_BYTES = 14
 _ORIENTATION_TAG = 0x0112
 _SHORT = 3
+_Segment = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
 # Metadata of one photo has a handful of each; more is a file made to waste time.
 _MAX_SEGMENTS = 64
 _MAX_ENTRIES = 512
@@ -22,7 +29,7 @@ def read_orientation(image_bytes: tf.Tensor) -> tf.Tensor:
     """Read the EXIF orientation of an encoded photo.
 
     Args:
-        image_bytes: Scalar string; anything but a JPEG with the tag counts as upright.
+        image_bytes: Scalar string; anything but a JPEG, PNG or WebP with the tag counts as upright.
 
     Returns:
         Scalar int32, 1 to 8; 1 where there is no usable tag.
@@ -64,25 +71,77 @@ def _bytes(image_bytes: tf.Tensor, start: tf.Tensor, count: int) -> tf.Tensor:
 
 
 def _find_tiff(image_bytes: tf.Tensor) -> tf.Tensor:
-    """Return where the TIFF header of the Exif segment begins; 0 where there is none."""
+    """Return where the TIFF header of the EXIF data begins; 0 where there is none."""
+    magic = _bytes(image_bytes, tf.constant(0), 12)
+    kinds = [
+        _equals(magic[:2], b"\xff\xd8"),
+        _equals(magic[:8], b"\x89PNG\r\n\x1a\n"),
+        _equals(magic[:4], b"RIFF") & _equals(magic[8:], b"WEBP"),
+    ]
+    return tf.case(
+        [
+            (kinds[0], lambda: _walk(image_bytes, 2, _jpeg_segment)),
+            (kinds[1], lambda: _walk(image_bytes, 8, _png_chunk)),
+            (kinds[2], lambda: _walk(image_bytes, 12, _webp_chunk)),
+        ],
+        default=lambda: tf.constant(0),
+    )
+
+
+def _walk(image_bytes: tf.Tensor, first: int, read: _Segment) -> tf.Tensor:
+    """Go from segment to segment, and return where the TIFF header begins, or 0.
+
+    Args:
+        image_bytes: Scalar string.
+        first: Where the first segment begins.
+        read: From the first bytes of a segment, int32 [14], to its length in bytes, to where in it
+            the TIFF header begins, 0 where it has none, and to whether no segment follows.
+    """
+    size = tf.strings.length(image_bytes)
 
     def step(number: tf.Tensor, start: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        head = _bytes(image_bytes, start, 10)
-        length = head[2] * 256 + head[3]
-        is_exif = (head[1] == _APP1) & tf.reduce_all(head[4:10] == list(b"Exif\0\0"))
-        ends = (head[0] != 0xFF) | (head[1] == _START_OF_SCAN) | (length < 2)
-        state = tf.where(ends, -1, tf.where(is_exif, start + 10, 0))
-        return number + 1, start + 2 + length, state
+        length, offset, is_last = read(_bytes(image_bytes, start, _HEAD_BYTES))
+        tiff = tf.where(offset > 0, start + offset, 0)
+        # No file is so long; a sum of larger numbers could overflow.
+        following = start + tf.where((length < 0) | (length > 2**30), 2**30, length)
+        return number + 1, tf.where(is_last, size, following), tiff
 
-    magic = _bytes(image_bytes, tf.constant(0), 2)
-    is_jpeg = (magic[0] == 0xFF) & (magic[1] == 0xD8)
-    first = tf.where(is_jpeg, 0, -1)
     _, _, tiff = tf.while_loop(
-        lambda number, _, state: (state == 0) & (number < _MAX_SEGMENTS),
+        lambda number, start, tiff: (tiff == 0) & (start < size) & (number < _MAX_SEGMENTS),
         step,
-        (tf.constant(0), tf.constant(2), first),
+        (tf.constant(0), tf.constant(first), tf.constant(0)),
     )
-    return tf.maximum(tiff, 0)
+    return tiff
+
+
+def _jpeg_segment(head: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """A marker, then two bytes of length, themselves counted."""
+    length = 2 + head[2] * 256 + head[3]
+    is_last = (head[0] != 0xFF) | (head[1] == _START_OF_SCAN) | (length < 4)
+    is_exif = (head[1] == _APP1) & _equals(head[4:10], _EXIF)
+    return length, tf.where(is_exif & ~is_last, 10, 0), is_last
+
+
+def _png_chunk(head: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Four bytes of length, a name, the data, and a checksum."""
+    length = 12 + tf.reduce_sum(head[:4] * [2**24, 2**16, 2**8, 1])
+    offset = tf.where(_equals(head[4:8], b"eXIf"), 8, 0)
+    return length, offset, _equals(head[4:8], b"IDAT")
+
+
+def _webp_chunk(head: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """A name, four bytes of length, and the data, to an even number; some begin it as JPEG does."""
+    length = tf.reduce_sum(head[4:8] * [1, 2**8, 2**16, 2**24])
+    offset = tf.where(_equals(head[8:14], _EXIF), 14, 8)
+    return (
+        8 + length + length % 2,
+        tf.where(_equals(head[:4], b"EXIF"), offset, 0),
+        tf.constant(False),
+    )
+
+
+def _equals(found: tf.Tensor, expected: bytes) -> tf.Tensor:
+    return tf.reduce_all(found == list(expected))
 
 
 def _find_tag(image_bytes: tf.Tensor, tiff: tf.Tensor) -> tf.Tensor:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fmd_tf.exif import read_orientation
 from fmd_tf.input_pipeline import decode_upright
@@ -143,7 +143,7 @@ def _check_header(path: Path) -> tuple[str, bool]:
 def _decode_by_pillow(data: bytes) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:
         raise PhotoError(f"damaged or cut off ({error})") from error
 

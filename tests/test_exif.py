@@ -1,5 +1,6 @@
 import io
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -59,6 +60,40 @@ def test_pillow_writes_what_is_read_here():
     assert decode_upright(data).shape == (40, 24, 3)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_png_and_webp_as_pillow_writes_them(kind: str, orientation: int):
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112] = "a camera", orientation
+    data = encode(PHOTO, kind, exif=exif)
+    assert read_orientation(data).numpy() == orientation
+    np.testing.assert_array_equal(decode_upright(data), by_pillow(data))
+
+
+def png_chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def test_a_png_says_it_before_its_pixels():
+    data = encode(PHOTO, "PNG")
+    header, end = 8 + 25, len(data) - 12
+    text, exif = png_chunk(b"tEXt", b"a\0b" * 999), png_chunk(b"eXIf", tiff(6))
+    assert read_orientation(data[:header] + text + exif + data[header:]).numpy() == 6
+    assert read_orientation(data[:end] + exif + data[end:]).numpy() == 1
+
+
+def webp_chunk(name: bytes, data: bytes) -> bytes:
+    return name + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
+
+
+@pytest.mark.parametrize("begins", [b"", b"Exif\0\0"])
+def test_a_webp_says_it_after_its_pixels(begins: bytes):
+    pixels, odd = encode(PHOTO, "WEBP")[12:], webp_chunk(b"ICCP", b"odd")
+    chunks = odd + pixels + webp_chunk(b"EXIF", begins + tiff(8))
+    data = b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WEBP" + chunks
+    assert read_orientation(data).numpy() == 8
+
+
 def test_in_a_graph_and_after_other_segments():
     other = b"\xff\xe1" + struct.pack(">H", 2 + 5000) + b"http" + bytes(4996)
     decode = tf.function(decode_upright, input_signature=[tf.TensorSpec([], tf.string)])
@@ -85,6 +120,19 @@ def test_without_a_usable_tag_nothing_is_turned(data: bytes):
     np.testing.assert_array_equal(decode_upright(data), decode_photo(data))
 
 
-@pytest.mark.parametrize("data", [b"", b"\xff", b"\xff\xd8", b"\xff\xd8\xff\xe1\x00\x00Exif\0\0II"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff",
+        b"\xff\xd8",
+        b"\xff\xd8\xff\xe1\x00\x00Exif\0\0II",
+        b"\x89PNG\r\n\x1a\n",
+        b"\x89PNG\r\n\x1a\n" + b"\xff" * 40,
+        b"RIFF\0\0\0\0WEBP",
+        b"RIFF\0\0\0\0WEBP" + b"\xff" * 40,
+        b"RIFF\0\0\0\0WEBPEXIF",
+    ],
+)
 def test_of_no_photo_at_all_it_is_one(data: bytes):
     assert read_orientation(data).numpy() == 1

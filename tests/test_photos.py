@@ -92,6 +92,14 @@ def test_what_tensorflow_reads_wrongly_is_read_as_pillow_does(
     assert photo.data is None and photo.file is None
 
 
+def test_what_pillow_decodes_is_turned_too(tmp_path: Path):
+    image = Image.fromarray(PIXELS)
+    image.putalpha(128)
+    data = _saved(image, "WEBP", lossless=True, exif=exif(6))
+    turned = np.rot90(PIXELS, -1)
+    np.testing.assert_array_equal(read_photo(write(tmp_path, "a.webp", data)).pixels, turned)
+
+
 @pytest.mark.parametrize(("orientation", "as_stored"), [(1, True), (6, False)])
 def test_a_file_is_kept_for_the_signature_that_turns_it(tmp_path: Path, orientation, as_stored):
     data = encode(PIXELS, "JPEG", exif=exif(orientation))
