@@ -153,7 +153,13 @@ def _cut(photo: tf.Tensor, window: tf.Tensor, image_size: int) -> tf.Tensor:
     rows = tf.clip_by_value(tf.range(ymin, ymax), 0, height - 1)
     columns = tf.clip_by_value(tf.range(xmin, xmax), 0, width - 1)
     crop = tf.gather(tf.gather(photo, rows, axis=0), columns, axis=1)
-    crop = tf.image.resize(crop, [image_size, image_size], antialias=True)
+    size = [image_size, image_size]
+    # Upwards both ways give the same but for rounding, and the plain one takes a third of the time.
+    crop = tf.cond(
+        tf.maximum(ymax - ymin, xmax - xmin) <= image_size,
+        lambda: tf.image.resize(crop, size),
+        lambda: tf.image.resize(crop, size, antialias=True),
+    )
     return tf.saturate_cast(tf.round(crop), tf.uint8)
 
 

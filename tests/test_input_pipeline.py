@@ -1,6 +1,7 @@
 from collections import Counter
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from fmd_tf.face_mask_dataset import load_photos
@@ -119,3 +120,12 @@ def test_evaluation_keeps_order_and_remainder():
     images = np.arange(7, dtype=np.uint8)[:, None]
     batches = [batch.numpy()[:, 0].tolist() for batch in eval_dataset(images, 3)]
     assert batches == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+@pytest.mark.parametrize(("width", "height"), [(20, 20), (32, 7), (50, 12), (60, 60)])
+def test_small_and_large_windows_are_scaled_by_one_filter(width: int, height: int):
+    photo = np.random.default_rng(0).integers(0, 256, (70, 80, 3), np.uint8)
+    window = photo[4 : 4 + height, 5 : 5 + width]
+    expected = tf.image.resize(window, [32, 32], antialias=True)
+    crop = crop_faces(photo, [[5, 4, 5 + width, 4 + height]], 32, padding=0.0, square=False)[0]
+    np.testing.assert_allclose(crop, expected, atol=0.51)
