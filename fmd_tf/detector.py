@@ -21,6 +21,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
+from fmd_tf.input_pipeline import scale_image
 from fmd_tf.model import backbone_features, read_archive, write_archive
 
 STRIDE = 4
@@ -225,7 +226,7 @@ def scale_photo(photo: tf.Tensor, image_size: int) -> tf.Tensor:
     size = tf.cast(tf.shape(photo)[:2], tf.float32)
     scaled = size * image_size / tf.reduce_max(size)
     multiple = tf.maximum(tf.round(scaled / COARSEST_STRIDE), 1.0) * COARSEST_STRIDE
-    return tf.image.resize(photo, tf.cast(multiple, tf.int32), antialias=True)
+    return scale_image(photo, tf.cast(multiple, tf.int32))
 
 
 def save_detector(model: keras.Model, card: DetectorCard, path: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from fmd_tf.detector import STRIDE
-from fmd_tf.input_pipeline import decode_photo, sampling_weights
+from fmd_tf.input_pipeline import decode_photo, sampling_weights, scale_image
 from fmd_tf.voc import Annotation
 
 TARGET_CHANNELS = 7
@@ -167,7 +167,7 @@ def _cut(
     part = photo[first[1] : tf.minimum(last[1], height), first[0] : tf.minimum(last[0], width)]
     scaled = tf.cast(tf.round(tf.cast(tf.shape(part)[:2], tf.float32) * scale), tf.int32)
     scaled = tf.clip_by_value(scaled, 1, view_size)
-    part = tf.image.resize(part, scaled, antialias=True)
+    part = scale_image(part, scaled)
     offset = tf.cast(tf.round(tf.maximum(-start, 0.0) * scale), tf.int32)
     offset = tf.minimum(offset, view_size - scaled[::-1])
     return tf.image.pad_to_bounding_box(part, offset[1], offset[0], view_size, view_size)
