@@ -119,7 +119,7 @@ def _jpeg_segment(head: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     length = 2 + head[2] * 256 + head[3]
     is_last = (head[0] != 0xFF) | (head[1] == _START_OF_SCAN) | (length < 4)
     is_exif = (head[1] == _APP1) & _equals(head[4:10], _EXIF)
-    return length, tf.where(is_exif & ~is_last, 10, 0), is_last
+    return length, tf.where(is_last, 0, tf.where(is_exif, 10, 0)), is_last
 
 
 def _png_chunk(head: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

@@ -121,7 +121,7 @@ def _write_models(folder: Path) -> None:
         CARD,
         padding=TrainConfig().padding,  # As that of the student which it teaches.
         model_name="mobilenet",
-        training={"split": split_digest(_write_splits(folder))},
+        training={"split": split_digest(_write_splits(folder)), "temperature": 1.0},
     )
     model = build_model("mobilenet", card.image_size, len(CLASS_NAMES), "none")
     detector, detector_card = build_detector("none"), DetectorCard(96)

@@ -32,7 +32,8 @@ DecodeImage DecodeRaw DepthwiseConv2dNative EnsureShape Equal Exp ExpandDims Ext
 Floor FloorDiv FloorMod GatherV2 Greater GreaterEqual Identity IdentityN If Less LessEqual
 LogicalAnd LogicalOr MatMul Max MaxPool Maximum Mean MergeV2Checkpoints Minimum Mul Neg NoOp
 NonMaxSuppressionV3 NotEqual Pack Pad PartitionedCall Placeholder Prod Range Rank RealDiv Relu
-Relu6 Reshape RestoreV2 ReverseV2 Round Rsqrt SaveV2 ScaleAndTranslate Select SelectV2 Shape
+Relu6 Reshape ResizeBilinear RestoreV2 ReverseV2 Round Rsqrt SaveV2 ScaleAndTranslate Select
+SelectV2 Shape
 ShardedFilename Sigmoid Size Softmax Sqrt SquaredDifference Squeeze StatefulPartitionedCall
 StatelessIf StatelessWhile StaticRegexFullMatch StopGradient StridedSlice StringJoin StringLength
 Sub Substr Sum TensorListFromTensor TensorListGetItem TensorListReserve TensorListSetItem
