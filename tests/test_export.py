@@ -33,11 +33,10 @@ Floor FloorDiv FloorMod GatherV2 Greater GreaterEqual Identity IdentityN If Less
 LogicalAnd LogicalOr MatMul Max MaxPool Maximum Mean MergeV2Checkpoints Minimum Mul Neg NoOp
 NonMaxSuppressionV3 NotEqual Pack Pad PartitionedCall Placeholder Prod Range Rank RealDiv Relu
 Relu6 Reshape ResizeBilinear RestoreV2 ReverseV2 Round Rsqrt SaveV2 ScaleAndTranslate Select
-SelectV2 Shape
-ShardedFilename Sigmoid Size Softmax Sqrt SquaredDifference Squeeze StatefulPartitionedCall
-StatelessIf StatelessWhile StaticRegexFullMatch StopGradient StridedSlice StringJoin StringLength
-Sub Substr Sum TensorListFromTensor TensorListGetItem TensorListReserve TensorListSetItem
-TensorListStack Tile Transpose Unpack Where While
+SelectV2 Shape ShardedFilename Sigmoid Size Softmax Sqrt SquaredDifference Squeeze
+StatefulPartitionedCall StatelessIf StatelessWhile StaticRegexFullMatch StopGradient StridedSlice
+StringJoin StringLength Sub Substr Sum TensorListFromTensor TensorListGetItem TensorListReserve
+TensorListSetItem TensorListStack Tile Transpose Unpack Where While
 """.split()
 
 
