@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -125,22 +126,41 @@ def _time_all(
 ) -> dict[str, dict[str, float]]:
     """Time the formats in turn; milliseconds a call."""
     images = np.resize(test.images, (batch_size, *test.images.shape[1:]))
-    for predictor in predictors.values():
-        for _ in range(_WARM_UPS):
-            predictor(images)
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in predictors}
+    calls = {name: partial(predictor, images) for name, predictor in predictors.items()}
+    return time_in_turns(calls, rounds, _CALLS[batch_size], _WARM_UPS)
+
+
+def time_in_turns(
+    calls: Mapping[str, Callable[[], Any]], rounds: int, repeats: int = 1, warm_ups: int = 1
+) -> dict[str, dict[str, float]]:
+    """Time functions in turn, so that other work on the machine meets them alike.
+
+    Args:
+        calls: The functions by name.
+        rounds: Rounds that the medians are of.
+        repeats: Calls of a function in a round.
+        warm_ups: Calls of each before the first round.
+
+    Returns:
+        By name the medians of the milliseconds of a call: "ms" of the clock, "cpu_ms" of all
+        processors together.
+    """
+    for call in calls.values():
+        for _ in range(warm_ups):
+            call()
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     for _ in range(rounds):
-        for name, predictor in predictors.items():
-            times[name].append(_time(predictor, images, _CALLS[batch_size]))
+        for name, call in calls.items():
+            times[name].append(_time(call, repeats))
     return {name: _medians(values) for name, values in times.items()}
 
 
-def _time(predictor: Callable[[np.ndarray], Any], images: np.ndarray, calls: int) -> tuple:
+def _time(call: Callable[[], Any], repeats: int) -> tuple[float, float]:
     """Return milliseconds of the clock and of all processors, a call."""
     clock, processors = time.perf_counter(), time.process_time()
-    for _ in range(calls):
-        predictor(images)
-    scale = 1000 / calls
+    for _ in range(repeats):
+        call()
+    scale = 1000 / repeats
     return (time.perf_counter() - clock) * scale, (time.process_time() - processors) * scale
 
 

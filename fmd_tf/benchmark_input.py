@@ -6,16 +6,15 @@ for each face with OpenCV, as many projects do.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from fmd_tf import CLASS_NAMES
+from fmd_tf.benchmark_infer import time_in_turns
 from fmd_tf.benchmark_serving import BenchmarkError
 from fmd_tf.face_mask_dataset import load_photos
 from fmd_tf.input_pipeline import (
@@ -75,8 +74,8 @@ def benchmark_input(
         "NumPy copy": lambda: _copy(images, order, batch_size),
         "later epochs": lambda: [next(later) for _ in range(steps)],
     }
-    seconds, processor_seconds = _measure(ways, rounds)
-    rates = {name: len(crops) / value for name, value in seconds.items()}
+    times = time_in_turns(ways, rounds)
+    rates = {name: 1000 * len(crops) / each["ms"] for name, each in times.items()}
     peers = {
         "first epoch": "decoding",
         "OpenCV, a face at a time": "first epoch",
@@ -88,7 +87,7 @@ def benchmark_input(
             "crops_per_second": rate,
             "beside": peers.get(name),
             "ratio": rate / rates[peers[name]] if name in peers else None,
-            "processor_seconds": processor_seconds[name],
+            "processor_seconds": times[name]["cpu_ms"] / 1000,
         }
         for name, rate in rates.items()
     ]
@@ -101,24 +100,6 @@ def benchmark_input(
         "rounds": rounds,
         "rows": rows,
     }
-
-
-def _measure(ways: dict[str, Way], rounds: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the seconds and the processor's seconds of each way; the first turn warms up."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    processor_seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(1 + rounds):
-        for name, way in ways.items():
-            start, processor_start = time.perf_counter(), time.process_time()
-            way()
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-                processor_seconds[name].append(time.process_time() - processor_start)
-    medians = [
-        {name: median(values) for name, values in each.items()}
-        for each in (seconds, processor_seconds)
-    ]
-    return medians[0], medians[1]
 
 
 def _decode(annotations: Sequence[Annotation]) -> None:
