@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 
 import keras
@@ -93,7 +94,7 @@ def train_and_evaluate(config: TrainConfig) -> dict:
             config.split_file,
         )
         crops = crops.at_least(config.min_face_size)
-        run = _train(config, crops, split, config.checkpoint_dir, "split.json")
+        run = _train(config, crops, split, config.checkpoint_dir, "split.json", _cutter(config))
         model, card = load_model(run.best_model)
         report = _evaluate(config, crops, split, model, run)
         seconds = _seconds(run)
@@ -144,6 +145,11 @@ def _cut(config: TrainConfig, image_size: int) -> tuple[Crops, Folder]:
     return load_crops(photos, image_size, config.padding, config.square), folder
 
 
+def _cutter(config: TrainConfig) -> Callable[[int], Crops]:
+    """Return the function that cuts all faces at a teacher's size, each size once."""
+    return cache(lambda size: _cut(config, size)[0].at_least(config.min_face_size))
+
+
 def _labels_by_photo(crops: Crops) -> dict[str, list[int]]:
     """Return the labels of each photo's faces; the size of faces does not change a split."""
     labels: dict[str, list[int]] = {photo: [] for photo in crops.group_of_photo}
@@ -153,11 +159,16 @@ def _labels_by_photo(crops: Crops) -> dict[str, list[int]]:
 
 
 def _train(
-    config: TrainConfig, crops: Crops, split: Split, checkpoint_dir: Path, split_name: str
+    config: TrainConfig,
+    crops: Crops,
+    split: Split,
+    checkpoint_dir: Path,
+    split_name: str,
+    cut: Callable[[int], Crops],
 ) -> RunFolder:
     """Train one model, or go on with it, up to its best checkpoint."""
     _require_faces(config, crops, split)
-    teaching = _teaching(config, crops, split)
+    teaching = _teaching(config, split, cut)
     run = RunFolder(checkpoint_dir)
     run.open(_identity(config, crops, split), config.overwrite)
     # Only now: a run that is refused must leave the results of the one before as they are.
@@ -191,7 +202,7 @@ def _require_faces(config: TrainConfig, crops: Crops, split: Split) -> None:
             )
 
 
-def _teaching(config: TrainConfig, crops: Crops, split: Split) -> Teaching | None:
+def _teaching(config: TrainConfig, split: Split, cut: Callable[[int], Crops]) -> Teaching | None:
     """Load the teacher, and cut the training faces as it wants them."""
     if config.distill is None:
         return None
@@ -203,8 +214,7 @@ def _teaching(config: TrainConfig, crops: Crops, split: Split) -> Teaching | Non
         split_digest(split),
         config.mixed_precision,
     )
-    larger = _cut(config, teacher.image_size)[0].at_least(config.min_face_size)
-    return Teaching(teacher, larger.select(split.train).images)
+    return Teaching(teacher, cut(teacher.image_size).select(split.train).images)
 
 
 def _calibrate_once(config: TrainConfig, train: Crops, val: Crops, run: RunFolder) -> None:
@@ -354,6 +364,7 @@ def _cross_validate(config: TrainConfig, crops: Crops) -> tuple[dict, float]:
     folds = make_folds(labels, groups, config.folds, config.val_fraction, config.seed)
     crops = crops.at_least(config.min_face_size)
     probabilities = np.zeros((len(crops), len(config.class_names)), np.float32)
+    cut = _cutter(config)
     seconds = 0.0
     for index, split in enumerate(folds):
         print(f"Fold {index + 1} of {len(folds)}", flush=True)
@@ -364,6 +375,7 @@ def _cross_validate(config: TrainConfig, crops: Crops) -> tuple[dict, float]:
             split,
             config.checkpoint_dir / name,
             f"split-{name}.json",
+            cut,
         )
         tested = np.isin(crops.photos, split.test)
         model = load_model(run.best_model)[0]
