@@ -112,6 +112,8 @@ def evaluate(
     Raises:
         ValueError: A subclass for each kind of unusable input, with a message for the user.
     """
+    if split != "all" and split_file is None:
+        raise SplitError(f"--split {split} needs the --split-file of the training")
     network, card = load_detector(detector)
     trainings = {detector: card.training}
     labeller = None
@@ -124,7 +126,7 @@ def evaluate(
     folder = read_folder(data_dir, class_names, skip_invalid)
     photos = list(folder.annotations)
     groups = group_photos(photos, group_distance)
-    if split != "all":
+    if split != "all" and split_file:
         photos = _part(photos, groups, split_file, split, trainings)
     photos = whole_photos(photos)
     if not photos:
@@ -158,13 +160,11 @@ def whole_photos(annotations: Sequence[Annotation]) -> list[Annotation]:
 def _part(
     annotations: Sequence[Annotation],
     groups: Mapping[str, int],
-    split_file: Path | None,
+    split_file: Path,
     split: str,
     trainings: Mapping[Path, Mapping[str, Any]],
 ) -> list[Annotation]:
     """Return the photos of one part of a split, which must be that of the trainings."""
-    if split_file is None:
-        raise SplitError(f"--split {split} needs the --split-file of the training")
     parts = load_split(split_file, groups)
     for path, training in trainings.items():
         require_same_split(parts, training, f"{split_file} is not the split of {path}")

@@ -73,16 +73,14 @@ def _bytes(image_bytes: tf.Tensor, start: tf.Tensor, count: int) -> tf.Tensor:
 def _find_tiff(image_bytes: tf.Tensor) -> tf.Tensor:
     """Return where the TIFF header of the EXIF data begins; 0 where there is none."""
     magic = _bytes(image_bytes, tf.constant(0), 12)
-    kinds = [
-        _equals(magic[:2], b"\xff\xd8"),
-        _equals(magic[:8], b"\x89PNG\r\n\x1a\n"),
-        _equals(magic[:4], b"RIFF") & _equals(magic[8:], b"WEBP"),
-    ]
+    is_jpeg = _equals(magic[:2], b"\xff\xd8")
+    is_png = _equals(magic[:8], b"\x89PNG\r\n\x1a\n")
+    is_webp = _equals(magic[:4], b"RIFF") & _equals(magic[8:], b"WEBP")
     return tf.case(
         [
-            (kinds[0], lambda: _walk(image_bytes, 2, _jpeg_segment)),
-            (kinds[1], lambda: _walk(image_bytes, 8, _png_chunk)),
-            (kinds[2], lambda: _walk(image_bytes, 12, _webp_chunk)),
+            (is_jpeg, lambda: _walk(image_bytes, 2, _jpeg_segment)),
+            (is_png, lambda: _walk(image_bytes, 8, _png_chunk)),
+            (is_webp, lambda: _walk(image_bytes, 12, _webp_chunk)),
         ],
         default=lambda: tf.constant(0),
     )
