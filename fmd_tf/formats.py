@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -329,7 +330,13 @@ def _load_onnx(path: Path) -> Predictor:
 
 
 def _write_openvino(model: keras.Model, path: Path, crops: Rows) -> None:
-    model.export(str(path), format="openvino", verbose=False)
+    import openvino
+
+    # Keras hands over a function instead of a folder, which OpenVINO 2026.4 stumbles over in
+    # Python 3.13.
+    with tempfile.TemporaryDirectory() as folder:
+        model.export(folder, format="tf_saved_model", verbose=False)
+        openvino.save_model(openvino.convert_model(folder), path, compress_to_fp16=False)
 
 
 def _load_openvino(path: Path) -> Predictor:
