@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 import pytest
-from scipy.special import softmax
+from scipy.special import log_softmax, softmax
 
 from fmd_tf.calibration import fit_temperature, rarity_offsets, rescale_logits
 
@@ -20,14 +20,37 @@ def test_the_temperature_that_labels_were_drawn_at_is_found(temperature):
     assert fit_temperature(*_drawn(temperature)) == pytest.approx(temperature, rel=0.03)
 
 
-def test_it_leaves_chances_alone_where_every_label_is_right():
-    """The lowest temperature would be the best then, and of a few faces that means nothing."""
-    assert fit_temperature(np.eye(3), np.arange(3)) == 1.0
-    assert fit_temperature(np.zeros((0, 3)), np.zeros(0, int)) == 1.0
+def test_few_faces_that_are_all_right_make_it_a_little_surer():
+    """The lowest temperature would fit them best, and of a few faces that means nothing."""
+    assert 0.5 < fit_temperature(np.eye(3), np.arange(3)) < 1.0
+    assert fit_temperature(np.zeros((0, 3)), np.zeros(0, int)) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_few_faces_are_trusted_less_than_many():
+    """Over many draws of twenty faces, the answers to others are better than without a prior."""
+    logits, labels = _drawn(0.5)
+    others, their_labels = logits[20_000:], labels[20_000:]
+
+    def surprise(temperature: float) -> float:
+        chances = log_softmax(others / temperature, axis=1)
+        return -float(chances[np.arange(len(others)), their_labels].mean())
+
+    ours, plain = [], []
+    for start in range(0, 2000, 20):
+        few = slice(start, start + 20)
+        ours.append(surprise(fit_temperature(logits[few], labels[few])))
+        candidates = np.geomspace(0.05, 20, 200)
+        fits = [
+            log_softmax(logits[few] / each, axis=1)[np.arange(20), labels[few]].sum()
+            for each in candidates
+        ]
+        plain.append(surprise(candidates[np.argmax(fits)]))
+    assert np.mean(ours) < np.mean(plain)
 
 
 def test_it_stays_within_bounds():
-    assert fit_temperature(np.eye(3), np.array([1, 2, 0])) == pytest.approx(20, rel=0.01)
+    logits, wrong = np.tile(np.eye(3) * 50, (9, 1)), np.tile([1, 2, 0], 9)
+    assert fit_temperature(logits, wrong) == pytest.approx(20, rel=0.01)
 
 
 def _model() -> keras.Model:
