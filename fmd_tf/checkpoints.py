@@ -20,7 +20,7 @@ from typing import Any
 
 import keras
 
-MONITOR = "val_loss"
+MONITOR = "val_macro_f1"
 BEST_MODEL = "best_model.keras"
 _RUN_FILE = "run.json"
 
@@ -202,7 +202,7 @@ class BestModel(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Compare the figure and save."""
         value = float((logs or {})[self.monitor])
-        if self.best is None or value < self.best:
+        if self.best is None or value > self.best:
             self.best, self.best_epoch = value, epoch
             self._save(epoch, logs or {})
 

@@ -336,7 +336,7 @@ def _kept_callbacks(
     best = BestModel(lambda epoch, logs: save_best(phase, epoch, logs))
     if state:
         best.best = state.callbacks["best_model"]["best"]
-    watch = {"monitor": MONITOR, "mode": "min"}
+    watch = {"monitor": MONITOR, "mode": "max"}
     callbacks: dict[str, keras.callbacks.Callback] = {
         "early_stopping": keras.callbacks.EarlyStopping(patience=recipe.patience, **watch),
         "best_model": best,
