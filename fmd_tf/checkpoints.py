@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import json
+import operator
 import shutil
 import tempfile
 import time
@@ -101,7 +102,7 @@ class RunFolder:
 
     @property
     def best_model(self) -> Path:
-        """The model with the best validation macro-F1 so far."""
+        """The model that was best on validation faces so far."""
         return self.path / BEST_MODEL
 
     def open(self, identity: Mapping[str, Any], overwrite: bool = False) -> None:
@@ -189,12 +190,19 @@ class BestModel(keras.callbacks.Callback):
 
     Args:
         save: Called with the epoch and the epoch's figures.
-        monitor: Name of the figure, more being better; default macro-F1.
+        monitor: Name of the figure; default macro-F1.
+        mode: "max" where more is better, which is the default, or "min".
     """
 
-    def __init__(self, save: Callable[[int, Mapping[str, float]], None], monitor: str = MONITOR):
+    def __init__(
+        self,
+        save: Callable[[int, Mapping[str, float]], None],
+        monitor: str = MONITOR,
+        mode: str = "max",
+    ):
         super().__init__()
         self.monitor = monitor
+        self._better = operator.gt if mode == "max" else operator.lt
         self.best: float | None = None
         self.best_epoch = -1
         self._save = save
@@ -202,7 +210,7 @@ class BestModel(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Compare the figure and save."""
         value = float((logs or {})[self.monitor])
-        if self.best is None or value > self.best:
+        if self.best is None or self._better(value, self.best):
             self.best, self.best_epoch = value, epoch
             self._save(epoch, logs or {})
 

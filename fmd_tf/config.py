@@ -121,7 +121,7 @@ class TrainConfig(RunConfig):
         0.25, "how much rarer classes are favoured after training: 0 not, 1 as if all were equal"
     )
     scheduler: str = _setting("plateau", "learning rate: plateau or cosine", ("plateau", "cosine"))
-    patience: int = _setting(12, "epochs without a better macro-F1 before training stops")
+    patience: int = _setting(12, "epochs without better validation before training stops")
     ema: float = _setting(
         0.99, "momentum of the moving average of the weights, which is what is kept; 0 for none"
     )

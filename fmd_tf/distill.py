@@ -116,7 +116,7 @@ def _logits(model: keras.Model, card: ModelCard, mixed_precision: str) -> Logits
 class DistilledModel(keras.Model):
     """What is trained: augmentation, then the student, with the teacher's answer in the loss.
 
-    In training the input has the teacher's size, in validation it may have the student's.
+    Its input has the teacher's size. The teacher's answer is in the loss of validation too.
 
     Args:
         student: Classifier up to its logits.
@@ -137,10 +137,8 @@ class DistilledModel(keras.Model):
 
     def call(self, images: Any, training: bool = False) -> Any:
         """Return the student's logits, float32 [batch, num_classes]."""
-        if not training:
-            return self.student(self.scale(images), training=False)
-        views = self.augmentation(images, training=True)
-        logits = self.student(self.scale(views), training=True)
+        views = self.augmentation(images, training=training)
+        logits = self.student(self.scale(views), training=training)
         self.add_loss(WEIGHT * distillation_loss(self._teach(views), logits))
         return logits
 

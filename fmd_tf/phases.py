@@ -54,11 +54,13 @@ class Teaching:
 
     Attributes:
         teacher: The teacher.
-        images: uint8 [num_faces, size, size, 3], the training faces at the teacher's size.
+        train: uint8 [num_faces, size, size, 3], the training faces at the teacher's size.
+        val: Likewise the validation faces.
     """
 
     teacher: Teacher
-    images: Rows
+    train: Rows
+    val: Rows
 
 
 def train_model(
@@ -78,8 +80,9 @@ def train_model(
         val: Faces that learning rate, stopping and the choice of the best epoch look at.
         recipe: Settings.
         run: Opened folder of the run; receives state, log and history.
-        save_best: Called with phase, epoch and figures when validation macro-F1 is the best
-            so far; the model then holds the weights to keep.
+        save_best: Called with phase, epoch and figures when validation is the best so far: by
+            macro-F1, or by the loss where there is a teacher; the model then holds the weights
+            to keep.
         teaching: What fine-tuning learns besides the labels.
     """
     state = run.latest()
@@ -114,18 +117,19 @@ def _fine_tune(
         return
     if recipe.head_epochs:
         freeze_batch_norm(model)
-    images = teaching.images if teaching else train.images
-    augmented = _augmented(model, images.shape[1], recipe.seed, teaching)
+    images = (teaching.train, teaching.val) if teaching else (train.images, val.images)
+    augmented = _augmented(model, images[0].shape[1], recipe.seed, teaching)
     _compile(augmented, recipe, recipe.lr, recipe.epochs, len(train))
     _fit(
         augmented,
         FINE_TUNE,
-        (images, train.labels),
-        (val.images, val.labels),
+        (images[0], train.labels),
+        (images[1], val.labels),
         recipe,
         recipe.epochs,
         run,
         save_best,
+        taught=teaching is not None,
     )
 
 
@@ -191,6 +195,7 @@ def _fit(
     epochs: int,
     run: RunFolder,
     save_best: SaveBest,
+    taught: bool = False,
 ) -> None:
     """Run the epochs of a phase that the run does not have yet."""
     state = run.latest()
@@ -204,7 +209,7 @@ def _fit(
         _divisible_batch_size(len(rows), recipe.batch_size) for rows, _ in (train, val)
     )
     steps = input_pipeline.steps_per_epoch(len(train[0]), batch_size)
-    kept = _kept_callbacks(recipe, phase, state, save_best)
+    kept = _kept_callbacks(recipe, phase, restored if taught else state, save_best, taught)
     model.fit(
         _train_batches(train, recipe, batch_size, first_epoch),
         validation_data=input_pipeline.eval_dataset(
@@ -330,13 +335,23 @@ def _plain_callbacks(
 
 
 def _kept_callbacks(
-    recipe: Recipe, phase: str, state: TrainingState | None, save_best: SaveBest
+    recipe: Recipe,
+    phase: str,
+    state: TrainingState | None,
+    save_best: SaveBest,
+    taught: bool,
 ) -> dict[str, keras.callbacks.Callback]:
-    """Make the callbacks that watch validation macro-F1; the best is that of both phases."""
-    best = BestModel(lambda epoch, logs: save_best(phase, epoch, logs))
+    """Make the callbacks that watch validation macro-F1; the best is that of both phases.
+
+    With a teacher they watch how well its answers are met: a rare face more or less makes
+    macro-F1 jump, and a student that stops at a jump of its first epochs has learnt little.
+    """
+    watch = (
+        {"monitor": "val_loss", "mode": "min"} if taught else {"monitor": MONITOR, "mode": "max"}
+    )
+    best = BestModel(lambda epoch, logs: save_best(phase, epoch, logs), **watch)
     if state:
         best.best = state.callbacks["best_model"]["best"]
-    watch = {"monitor": MONITOR, "mode": "max"}
     callbacks: dict[str, keras.callbacks.Callback] = {
         "early_stopping": keras.callbacks.EarlyStopping(patience=recipe.patience, **watch),
         "best_model": best,

@@ -203,7 +203,7 @@ def _require_faces(config: TrainConfig, crops: Crops, split: Split) -> None:
 
 
 def _teaching(config: TrainConfig, split: Split, cut: Callable[[int], Crops]) -> Teaching | None:
-    """Load the teacher, and cut the training faces as it wants them."""
+    """Load the teacher, and cut the faces that are learnt from as it wants them."""
     if config.distill is None:
         return None
     teacher = load_teacher(
@@ -214,7 +214,8 @@ def _teaching(config: TrainConfig, split: Split, cut: Callable[[int], Crops]) ->
         split_digest(split),
         config.mixed_precision,
     )
-    return Teaching(teacher, cut(teacher.image_size).select(split.train).images)
+    crops = cut(teacher.image_size)
+    return Teaching(teacher, crops.select(split.train).images, crops.select(split.val).images)
 
 
 def _calibrate_once(config: TrainConfig, train: Crops, val: Crops, run: RunFolder) -> None:

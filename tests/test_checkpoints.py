@@ -156,3 +156,11 @@ def test_best_model_saves_only_what_is_better():
     for epoch, value in enumerate([0.5, 0.4, 0.5, np.float32(0.6)]):
         callback.on_epoch_end(epoch, {MONITOR: value})
     assert saved == [0, 3]
+
+
+def test_of_a_loss_less_is_better():
+    saved = []
+    callback = BestModel(lambda epoch, logs: saved.append(epoch), "val_loss", "min")
+    for epoch, value in enumerate([0.5, 0.6, 0.5, np.float32(0.4)]):
+        callback.on_epoch_end(epoch, {"val_loss": value})
+    assert saved == [0, 3]

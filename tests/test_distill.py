@@ -11,7 +11,7 @@ import pytest
 from fmd_tf import CLASS_NAMES, train
 from fmd_tf.augment import build_augmentation
 from fmd_tf.calibration import rescale_logits
-from fmd_tf.distill import DistilledModel, Teacher, distillation_loss, load_teacher
+from fmd_tf.distill import WEIGHT, DistilledModel, Teacher, distillation_loss, load_teacher
 from fmd_tf.model import ModelCard, ModelError, load_model, logits_model, save_model
 from tests.serving import faces, tiny_model
 
@@ -47,6 +47,11 @@ def test_the_student_learns_the_teachers_answers():
     first = model.fit(images, uniform, verbose=0).history["loss"][0]
     last = model.fit(images, uniform, epochs=10, verbose=0).history["loss"][-1]
     assert last < first
+    # In validation too its answers are compared with the teacher's, and not with the labels alone.
+    answers = model.predict(images, verbose=0)
+    expected = keras.losses.CategoricalCrossentropy(from_logits=True)(uniform, answers)
+    expected += WEIGHT * distillation_loss(teacher.logits(images), answers)
+    assert model.evaluate(images, uniform, verbose=0) == pytest.approx(float(expected), rel=1e-4)
     # The labels say nothing, so what it prefers is what the teacher prefers.
     small = faces(32).astype(np.float32)
     assert (model.predict(small, verbose=0).argmax(axis=1) == 0).mean() > 0.9

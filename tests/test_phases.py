@@ -129,9 +129,15 @@ def test_a_killed_student_ends_like_an_undisturbed_one(weights: str, tmp_path: P
         dark = 100.0 - keras.ops.mean(images, axis=(1, 2, 3))
         return keras.ops.stack([dark, -dark, 0.0 * dark], axis=-1) / 10.0
 
-    larger = np.repeat(np.repeat(_crops(24, 0).images, 2, axis=1), 2, axis=2)
-    teaching = Teaching(Teacher(teach, 64), larger)
+    train, val = (
+        np.repeat(np.repeat(crops.images, 2, axis=1), 2, axis=2)
+        for crops in (_crops(24, 0), _crops(9, 1))
+    )
+    teaching = Teaching(Teacher(teach, 64), train, val)
     undisturbed = _train(tmp_path / "undisturbed", weights, teaching=teaching)
+    losses = [each["val_loss"] for each in undisturbed[0] if each["phase"] == FINE_TUNE]
+    # However well the head alone did, the best is an epoch that the teacher had a say in.
+    assert undisturbed[1][-1] == (FINE_TUNE, int(np.argmin(losses)))
     with pytest.raises(_KilledError):
         _train(tmp_path / "killed", weights, killed_after=4, teaching=teaching)
     _require_same(_train(tmp_path / "killed", weights, teaching=teaching), undisturbed)
