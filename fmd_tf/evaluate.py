@@ -233,6 +233,7 @@ def write_report(
     crops_images: Rows | None = None,
     model: keras.Model | None = None,
     history: Sequence[Mapping[str, Any]] | None = None,
+    kept: tuple[str, int] | None = None,
     num_bootstrap: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -246,6 +247,7 @@ def write_report(
             slices by colour.
         model: For the Grad-CAM pictures.
         history: One record an epoch, for the training curves.
+        kept: Phase and epoch of the history that the model is of.
         num_bootstrap: Number of bootstrap samples for the intervals.
         seed: Seed of the bootstrap.
 
@@ -267,9 +269,9 @@ def write_report(
         figures["mistakes"] = plots.plot_mistakes(predictions, crops_images, class_names)
         if model is not None:
             figures["gradcam"] = plot_grad_cam(model, crops_images, predictions, class_names)
-    if history:
+    if history and kept:
         write_text(folder / "training_history.json", json.dumps(list(history), indent=1))
-        figures["training_history"] = plots.plot_history(history)
+        figures["training_history"] = plots.plot_history(history, kept)
     for name, figure in figures.items():
         plots.save_figure(figure, folder / f"{name}.png")
     return metrics

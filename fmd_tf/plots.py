@@ -29,21 +29,23 @@ def save_figure(figure: Figure, path: Path) -> None:
     partial.replace(path)
 
 
-def plot_history(history: Sequence[Mapping[str, Any]]) -> Figure:
+def plot_history(history: Sequence[Mapping[str, Any]], kept: tuple[str, int]) -> Figure:
     """Plot loss, accuracy, macro-F1 and learning rate over the epochs of all phases.
 
     Args:
         history: One record an epoch, as `checkpoints.SaveState` keeps them.
+        kept: Phase and epoch whose weights were kept, which is marked.
     """
     figure = Figure(figsize=(11, 7), layout="constrained")
     axes = figure.subplots(2, 2).ravel()
     epochs = np.arange(1, len(history) + 1)
-    best = int(np.argmax([record["val_macro_f1"] for record in history]))
+    index = [(record["phase"], record["epoch"]) for record in history].index(kept)
     for axis, name in zip(axes, ("loss", "accuracy", "macro_f1"), strict=False):
         axis.plot(epochs, [record[name] for record in history], color=_BLUE, label="training")
         values = [record[f"val_{name}"] for record in history]
         axis.plot(epochs, values, color=_ORANGE, label="validation", linestyle="--")
-        axis.plot(epochs[best], values[best], "o", color=_ORANGE, label=f"best: {values[best]:.3f}")
+        label = f"kept: {values[index]:.3f}"
+        axis.plot(epochs[index], values[index], "o", color=_ORANGE, label=label)
         axis.set_title(name.replace("_", "-").replace("f1", "F1"))
         axis.legend()
     axes[3].semilogy(epochs, [record["learning_rate"] for record in history], color=_GRAY)

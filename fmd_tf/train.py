@@ -96,7 +96,7 @@ def train_and_evaluate(config: TrainConfig) -> dict:
         crops = crops.at_least(config.min_face_size)
         run = _train(config, crops, split, config.checkpoint_dir, "split.json", _cutter(config))
         model, card = load_model(run.best_model)
-        report = _evaluate(config, crops, split, model, run)
+        report = _evaluate(config, crops, split, model, card, run)
         seconds = _seconds(run)
         card = _with_report(card, report, "test" if split.test else "validation", seconds)
         save_model(model, card, run.best_model)
@@ -320,7 +320,12 @@ def _predict(config: TrainConfig, model: keras.Model, crops: Crops) -> Predictio
 
 
 def _evaluate(
-    config: TrainConfig, crops: Crops, split: Split, model: keras.Model, run: RunFolder
+    config: TrainConfig,
+    crops: Crops,
+    split: Split,
+    model: keras.Model,
+    card: ModelCard,
+    run: RunFolder,
 ) -> dict:
     """Score the chosen model once: on the test faces, or on validation where there are none."""
     part = "test" if split.test else "val"
@@ -335,6 +340,7 @@ def _evaluate(
         crops_images=faces.images,
         model=model,
         history=state.history if state else None,
+        kept=(card.training["phase"], card.training["epoch"]),
     )
 
 

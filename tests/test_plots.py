@@ -43,8 +43,8 @@ def _saved(figure: Figure, path: Path) -> np.ndarray:
 def test_every_plot_is_a_picture_with_something_on_it(predictions: Predictions, tmp_path: Path):
     images = np.random.default_rng(1).integers(0, 256, (60, 16, 16, 3), dtype=np.uint8)
     figures = [
-        plots.plot_history(_history(5)),
-        plots.plot_history(_history(1)),
+        plots.plot_history(_history(5), ("fine_tune", 3)),
+        plots.plot_history(_history(1), ("head", 0)),
         plots.plot_confusion(np.arange(9).reshape(3, 3), NAMES),
         plots.plot_reliability(predictions),
         plots.plot_mistakes(predictions, images, NAMES),
@@ -54,6 +54,13 @@ def test_every_plot_is_a_picture_with_something_on_it(predictions: Predictions, 
         assert min(pixels.shape[:2]) > 300
         assert pixels.std() > 10
     assert len(list(tmp_path.iterdir())) == len(figures)
+
+
+def test_the_epoch_that_was_kept_is_marked_wherever_macro_f1_is_best():
+    figure = plots.plot_history(_history(5), ("fine_tune", 3))
+    for axis in figure.axes[:3]:
+        (mark,) = [line for line in axis.lines if line.get_marker() == "o"]
+        assert list(mark.get_xdata()) == [4] and list(mark.get_ydata()) == [pytest.approx(0.3)]
 
 
 def test_mistakes_are_the_surest_first(predictions: Predictions):
