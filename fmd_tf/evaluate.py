@@ -11,7 +11,7 @@ import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -232,8 +232,6 @@ def write_report(
     class_names: Sequence[str],
     crops_images: Rows | None = None,
     model: keras.Model | None = None,
-    history: Sequence[Mapping[str, Any]] | None = None,
-    kept: tuple[str, int] | None = None,
     num_bootstrap: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -246,8 +244,6 @@ def write_report(
         crops_images: uint8 [num_faces, size, size, 3], for the pictures of mistakes and the
             slices by colour.
         model: For the Grad-CAM pictures.
-        history: One record an epoch, for the training curves.
-        kept: Phase and epoch of the history that the model is of.
         num_bootstrap: Number of bootstrap samples for the intervals.
         seed: Seed of the bootstrap.
 
@@ -269,9 +265,6 @@ def write_report(
         figures["mistakes"] = plots.plot_mistakes(predictions, crops_images, class_names)
         if model is not None:
             figures["gradcam"] = plot_grad_cam(model, crops_images, predictions, class_names)
-    if history and kept:
-        write_text(folder / "training_history.json", json.dumps(list(history), indent=1))
-        figures["training_history"] = plots.plot_history(history, kept)
     for name, figure in figures.items():
         plots.save_figure(figure, folder / f"{name}.png")
     return metrics

@@ -46,6 +46,7 @@ from fmd_tf.model import (
     save_model,
 )
 from fmd_tf.phases import Recipe, Teaching, train_model
+from fmd_tf.plots import plot_history, save_figure
 from fmd_tf.provenance import provenance
 from fmd_tf.sample_data import SAMPLE_DIR, write_sample
 from fmd_tf.splits import Split, choose_split, make_folds, save_split, split_digest
@@ -96,7 +97,8 @@ def train_and_evaluate(config: TrainConfig) -> dict:
         crops = crops.at_least(config.min_face_size)
         run = _train(config, crops, split, config.checkpoint_dir, "split.json", _cutter(config))
         model, card = load_model(run.best_model)
-        report = _evaluate(config, crops, split, model, card, run)
+        report = _evaluate(config, crops, split, model)
+        _write_history(config, card, run)
         seconds = _seconds(run)
         card = _with_report(card, report, "test" if split.test else "validation", seconds)
         save_model(model, card, run.best_model)
@@ -319,29 +321,27 @@ def _predict(config: TrainConfig, model: keras.Model, crops: Crops) -> Predictio
     return Predictions.from_crops(crops, probabilities)
 
 
-def _evaluate(
-    config: TrainConfig,
-    crops: Crops,
-    split: Split,
-    model: keras.Model,
-    card: ModelCard,
-    run: RunFolder,
-) -> dict:
+def _evaluate(config: TrainConfig, crops: Crops, split: Split, model: keras.Model) -> dict:
     """Score the chosen model once: on the test faces, or on validation where there are none."""
     part = "test" if split.test else "val"
     faces = crops.select(getattr(split, part))
     if part == "val":
         print("No test part: the figures below are of the validation faces, and flattering.")
-    state = run.latest()
     return write_report(
         config.results_dir,
         _predict(config, model, faces),
         config.class_names,
         crops_images=faces.images,
         model=model,
-        history=state.history if state else None,
-        kept=(card.training["phase"], card.training["epoch"]),
     )
+
+
+def _write_history(config: TrainConfig, card: ModelCard, run: RunFolder) -> None:
+    """Write the training curves, with a mark at the epoch that the model is of."""
+    kept = (card.training["phase"], card.training["epoch"])
+    path = config.results_dir / "metrics" / "training_history.json"
+    write_text(path, json.dumps(run.history, indent=1))
+    save_figure(plot_history(run.history, kept), path.with_suffix(".png"))
 
 
 def _seconds(run: RunFolder) -> float:
