@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import json
-import operator
 import shutil
 import tempfile
 import time
@@ -22,6 +21,7 @@ from typing import Any
 import keras
 
 MONITOR = "val_macro_f1"
+LOSS = "val_loss"
 BEST_MODEL = "best_model.keras"
 _RUN_FILE = "run.json"
 
@@ -186,36 +186,44 @@ class RunFolder:
 
 
 class BestModel(keras.callbacks.Callback):
-    """Call `save` whenever a validation figure is better than ever in this run.
+    """Call `save` whenever an epoch is better than all before it in this run.
+
+    Of epochs that are equal the one with the lower loss is better: with a handful of validation
+    faces macro-F1 is 1 again and again, and the first such epoch has learnt the least.
 
     Args:
         save: Called with the epoch and the epoch's figures.
-        monitor: Name of the figure; default macro-F1.
-        mode: "max" where more is better, which is the default, or "min".
+        monitor: Name of the figure; default macro-F1. More is better, but of `LOSS` less is.
     """
 
     def __init__(
-        self,
-        save: Callable[[int, Mapping[str, float]], None],
-        monitor: str = MONITOR,
-        mode: str = "max",
-    ):
+        self, save: Callable[[int, Mapping[str, float]], None], monitor: str = MONITOR
+    ) -> None:
         super().__init__()
         self.monitor = monitor
-        self._better = operator.gt if mode == "max" else operator.lt
-        self.best: float | None = None
+        self.best: list[float] = []
+        """Of the best epoch, what is compared one after the other; empty before the first."""
         self.best_epoch = -1
         self._save = save
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-        """Compare the figure and save."""
-        value = float((logs or {})[self.monitor])
-        if self.best is None or self._better(value, self.best):
+        """Compare the figures and save."""
+        figures = logs or {}
+        of_monitor = [] if self.monitor == LOSS else [float(figures[self.monitor])]
+        value = [*of_monitor, -float(figures.get(LOSS, 0.0))]
+        if value > self.best:
             self.best, self.best_epoch = value, epoch
-            self._save(epoch, logs or {})
+            self._save(epoch, figures)
 
 
-_KEPT_ATTRIBUTES = ("wait", "best", "best_epoch", "stopped_epoch", "cooldown_counter")
+_KEPT_ATTRIBUTES = (
+    "monitor",
+    "wait",
+    "best",
+    "best_epoch",
+    "stopped_epoch",
+    "cooldown_counter",
+)
 
 
 class SaveState(keras.callbacks.Callback):
@@ -283,6 +291,6 @@ def _attributes(callback: keras.callbacks.Callback) -> dict[str, Any]:
     """Return what a callback must not forget, as JSON values."""
     values = {name: getattr(callback, name) for name in _KEPT_ATTRIBUTES if hasattr(callback, name)}
     return {
-        name: value if value is None or isinstance(value, int) else float(value)
+        name: value if value is None or isinstance(value, int | str | list) else float(value)
         for name, value in values.items()
     }

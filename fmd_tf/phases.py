@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from fmd_tf import input_pipeline
 from fmd_tf.augment import build_augmentation
-from fmd_tf.checkpoints import MONITOR, BestModel, RunFolder, SaveState, TrainingState
+from fmd_tf.checkpoints import LOSS, MONITOR, BestModel, RunFolder, SaveState, TrainingState
 from fmd_tf.distill import DistilledModel, Teacher
 from fmd_tf.input_pipeline import Crops
 from fmd_tf.model import features_model, freeze_batch_norm, head_model, logits_model
@@ -129,7 +129,7 @@ def _fine_tune(
         recipe.epochs,
         run,
         save_best,
-        taught=teaching is not None,
+        LOSS if teaching else MONITOR,
     )
 
 
@@ -195,7 +195,7 @@ def _fit(
     epochs: int,
     run: RunFolder,
     save_best: SaveBest,
-    taught: bool = False,
+    monitor: str = MONITOR,
 ) -> None:
     """Run the epochs of a phase that the run does not have yet."""
     state = run.latest()
@@ -209,7 +209,7 @@ def _fit(
         _divisible_batch_size(len(rows), recipe.batch_size) for rows, _ in (train, val)
     )
     steps = input_pipeline.steps_per_epoch(len(train[0]), batch_size)
-    kept = _kept_callbacks(recipe, phase, restored if taught else state, save_best, taught)
+    kept = _kept_callbacks(recipe, phase, state, save_best, monitor)
     model.fit(
         _train_batches(train, recipe, batch_size, first_epoch),
         validation_data=input_pipeline.eval_dataset(
@@ -339,18 +339,17 @@ def _kept_callbacks(
     phase: str,
     state: TrainingState | None,
     save_best: SaveBest,
-    taught: bool,
+    monitor: str,
 ) -> dict[str, keras.callbacks.Callback]:
-    """Make the callbacks that watch validation macro-F1; the best is that of both phases.
+    """Make the callbacks that watch validation; the best is that of all phases that watch alike.
 
-    With a teacher they watch how well its answers are met: a rare face more or less makes
-    macro-F1 jump, and a student that stops at a jump of its first epochs has learnt little.
+    Macro-F1, or with a teacher the loss, which says how well its answers are met: a rare face more
+    or less makes macro-F1 jump, and a student that stops at a jump of its first epochs has learnt
+    little.
     """
-    watch = (
-        {"monitor": "val_loss", "mode": "min"} if taught else {"monitor": MONITOR, "mode": "max"}
-    )
-    best = BestModel(lambda epoch, logs: save_best(phase, epoch, logs), **watch)
-    if state:
+    watch = {"monitor": monitor, "mode": "min" if monitor == LOSS else "max"}
+    best = BestModel(lambda epoch, logs: save_best(phase, epoch, logs), monitor)
+    if state and state.callbacks["best_model"]["monitor"] == monitor:
         best.best = state.callbacks["best_model"]["best"]
     callbacks: dict[str, keras.callbacks.Callback] = {
         "early_stopping": keras.callbacks.EarlyStopping(patience=recipe.patience, **watch),

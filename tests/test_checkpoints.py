@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from fmd_tf.checkpoints import MONITOR, BestModel, CheckpointError, RunFolder, SaveState
+from fmd_tf.checkpoints import LOSS, MONITOR, BestModel, CheckpointError, RunFolder, SaveState
 
 
 def _open(path: Path, overwrite: bool = False, **identity: object) -> RunFolder:
@@ -160,7 +160,15 @@ def test_best_model_saves_only_what_is_better():
 
 def test_of_a_loss_less_is_better():
     saved = []
-    callback = BestModel(lambda epoch, logs: saved.append(epoch), "val_loss", "min")
+    callback = BestModel(lambda epoch, logs: saved.append(epoch), LOSS)
     for epoch, value in enumerate([0.5, 0.6, 0.5, np.float32(0.4)]):
-        callback.on_epoch_end(epoch, {"val_loss": value})
+        callback.on_epoch_end(epoch, {LOSS: value})
     assert saved == [0, 3]
+
+
+def test_of_equal_epochs_that_with_the_lower_loss_is_kept():
+    saved = []
+    callback = BestModel(lambda epoch, logs: saved.append(epoch))
+    for epoch, (value, loss) in enumerate([(1.0, 0.5), (1.0, 0.6), (1.0, 0.4), (0.9, 0.1)]):
+        callback.on_epoch_end(epoch, {MONITOR: value, LOSS: loss})
+    assert saved == [0, 2]
