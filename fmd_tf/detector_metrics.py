@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from fmd_tf.boxes import overlaps
-from fmd_tf.metrics import draw_groups, interval
+from fmd_tf.metrics import SIZE_EDGES, draw_groups, interval
 
 SIZES = ((0, 24), (24, 48), (48, 10**6))
 """Classes of the shorter box side in pixels: from, up to but without."""
@@ -161,8 +161,10 @@ def summarize(
 
     Returns:
         JSON-like: `faces`, `found`, `recall`, `precision`, and `by_size` and `by_class`, each
-        with `faces`, `found` and `recall`. With each recall stands `recall_95`, with the
-        precision `precision_95`, its interval. A figure of nothing is None.
+        with `faces`, `found` and `recall`; `faces_10px` has these and `by_class` of the faces of
+        at least 10 px, as the classes have not the same share of smaller ones. With each recall
+        stands `recall_95`, with the precision `precision_95`, its interval. A figure of nothing
+        is None.
     """
     hits, sizes, labels, num_found = [], [], [], []
     for faces in photos:
@@ -178,8 +180,15 @@ def summarize(
         num_found.append(len(matched))
     counts = _GroupCounts(hits, num_found, [groups[faces.photo] for faces in photos])
     size, label = (np.concatenate([[], *parts]) for parts in (sizes, labels))
+    everyone, large = np.ones(len(size), bool), size >= SIZE_EDGES[0]
+
+    def by_class(chosen: np.ndarray) -> dict[str, Any]:
+        return {
+            name: counts.recall(chosen & (label == index)) for index, name in enumerate(class_names)
+        }
+
     return {
-        **counts.recall(np.ones(len(size), bool)),
+        **counts.recall(everyone),
         **counts.precision(),
         "by_size": {
             f"{low} to {high - 1} px" if high < 10**6 else f"{low} px and more": counts.recall(
@@ -187,7 +196,8 @@ def summarize(
             )
             for low, high in SIZES
         },
-        "by_class": {name: counts.recall(label == index) for index, name in enumerate(class_names)},
+        "by_class": by_class(everyone),
+        "faces_10px": {**counts.recall(large), "by_class": by_class(large)},
     }
 
 

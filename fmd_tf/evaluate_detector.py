@@ -316,7 +316,7 @@ def format_report(figures: Mapping[str, Any]) -> str:
     lines = [""]
 
     def add_row(title: str, cells: Sequence[str]) -> None:
-        lines.append(f"{title:26}" + "".join(f"{cell:>14}" for cell in cells))
+        lines.append(f"{title:34}" + "".join(f"{cell:>14}" for cell in cells))
 
     def add(title: str, values: Sequence[float | None], digits: int = 3) -> None:
         add_row(title, ["-" if value is None else f"{value:.{digits}f}" for value in values])
@@ -336,10 +336,21 @@ def format_report(figures: Mapping[str, Any]) -> str:
             for figure in ("recall", "precision"):
                 add(f"{title}: {figure}", [part[figure] for part in parts])
                 add_intervals([part[f"{figure}_95"] for part in parts])
-            for kind in ("by_size", "by_class"):
-                for label, first in parts[0][kind].items():
-                    add(f"  {label} ({first['faces']})", [p[kind][label]["recall"] for p in parts])
+            rows = [_recalls(part) for part in parts]
+            for label, first in rows[0].items():
+                add(f"{label} ({first['faces']})", [row[label]["recall"] for row in rows])
     return "\n".join(lines)
+
+
+def _recalls(figures: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the slices of `detector_metrics.summarize` by the titles of their rows."""
+    large = figures["faces_10px"]
+    return {
+        **{f"  {name}": each for name, each in figures["by_size"].items()},
+        **{f"  {name}": each for name, each in figures["by_class"].items()},
+        "  10 px and more": large,
+        **{f"    {name}": each for name, each in large["by_class"].items()},
+    }
 
 
 if __name__ == "__main__":

@@ -60,14 +60,17 @@ def test_the_threshold_keeps_the_precision():
 
 
 def test_summary_by_size_and_class():
-    true = [[0, 0, 10, 10], [20, 0, 50, 30], [60, 0, 120, 60]]
-    found = [(0, 0, 10, 10, 0.9), (60, 0, 120, 60, 0.8), (200, 200, 210, 210, 0.7)]
+    true = [[0, 0, 9, 10], [20, 0, 50, 30], [60, 0, 120, 60]]
+    found = [(0, 0, 9, 10, 0.9), (60, 0, 120, 60, 0.8), (200, 200, 210, 210, 0.7)]
     figures = summarize([_photo(found, true, [0, 1, 1])], NAMES, 0.4, GROUPS)
     assert (figures["faces"], figures["found"]) == (3, 2)
     assert figures["precision"] == pytest.approx(2 / 3)
     assert [each["recall"] for each in figures["by_size"].values()] == [1.0, 0.0, 1.0]
     without = figures["by_class"]["without_mask"]
     assert (without["faces"], without["found"], without["recall"]) == (2, 1, 0.5)
+    large = figures["faces_10px"]
+    assert (large["faces"], large["found"], large["by_class"]["with_mask"]["faces"]) == (2, 1, 0)
+    assert large["by_class"]["without_mask"]["recall"] == 0.5
 
 
 def test_with_labels_a_face_must_be_of_the_right_class_too():
