@@ -508,7 +508,7 @@ def _encoded_size(image_bytes: tf.Tensor) -> tf.Tensor:
             starts(b"\x89PNG\r\n\x1a\n"),
             lambda: _number(header, [[23, 22, 21, 20], [19, 18, 17, 16]]),
         ),
-        (starts(b"BM"), lambda: _bmp_size(header)),
+        (starts(b"BM"), lambda: _bmp_size(image_bytes, header)),
         (starts(b"RIFF") & starts(b"WEBP", 8), lambda: _webp_size(header, starts)),
     ]
     return tf.case(readers, default=unknown)
@@ -524,10 +524,21 @@ def _jpeg_size(image_bytes: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.image.extract_jpeg_shape(image_bytes)[:2], tf.float64)
 
 
-def _bmp_size(header: tf.Tensor) -> tf.Tensor:
-    """Rows from the top have a negative height."""
+def _bmp_size(image_bytes: tf.Tensor, header: tf.Tensor) -> tf.Tensor:
+    """Rows from the top have a negative height.
+
+    A palette that is not 256 grays in order is refused: its numbers would be decoded as grays.
+    """
     sides = _number(header, [[22, 23, 24, 25], [18, 19, 20, 21]])
-    return tf.where(sides >= 2.0**31, 2.0**32 - sides, sides)
+    is_direct = header[28] != 8
+    start = 14 + tf.cast(_number(header, [[14, 15]])[0], tf.int32)
+    grays = b"".join(bytes([value, value, value, 0]) for value in range(256))
+    start = tf.where(is_direct, 0, tf.minimum(start, tf.strings.length(image_bytes)))
+    palette = tf.strings.substr(image_bytes, start, len(grays))
+    message = "expected a BMP without a palette; store it as PNG"
+    check = tf.debugging.Assert(is_direct | (palette == grays), [message])
+    with tf.control_dependencies([check]):
+        return tf.where(sides >= 2.0**31, 2.0**32 - sides, sides)
 
 
 def _webp_size(header: tf.Tensor, starts: Callable[[bytes, int], tf.Tensor]) -> tf.Tensor:

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import shutil
@@ -194,6 +195,20 @@ def test_cut_off_images_are_an_error(session: Servable, form: str) -> None:
     for length in (len(encoded) // 2, 40, 20):
         with pytest.raises(RestError):
             ask(session, "serving_default", image_bytes=[encoded[:length]])
+
+
+def test_the_numbers_of_a_bmps_palette_are_not_taken_for_grays(session: Servable) -> None:
+    image = Image.fromarray(faces(1)[0])
+    gray = encode(np.asarray(image.convert("L")), "BMP")
+    answer = ask(session, "serving_default", image_bytes=[gray])
+    rgb = encode(np.asarray(image.convert("L").convert("RGB")), "PNG")
+    expected = ask(session, "serving_default", image_bytes=[rgb])
+    np.testing.assert_allclose(answer["probabilities"], expected["probabilities"], atol=1e-6)
+    file = io.BytesIO()
+    image.convert("P").save(file, "BMP")
+    for length in (None, 60, 30):
+        with pytest.raises(RestError, match="expected a BMP without a palette"):
+            ask(session, "serving_default", image_bytes=[file.getvalue()[:length]])
 
 
 def oversized(form: str) -> bytes:
