@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fmd_tf import CLASS_NAMES
+from fmd_tf.arguments import at_least, duration
 from fmd_tf.benchmark_infer import benchmark_infer, format_infer
 from fmd_tf.benchmark_input import benchmark_input, format_input
 from fmd_tf.benchmark_photo import benchmark_photo, format_photo
@@ -105,8 +106,8 @@ def _add_serving(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_measure, measure=benchmark_serving)
     add = parser.add_argument
     add("--model-dir", type=Path, default=Path("savedmodel/face_mask"), help="folder of versions")
-    add("--clients", type=int, nargs="+", default=[1, 4, 16], help="how many at a time")
-    add("--seconds", type=float, default=20.0, help="for each number of clients and each way")
+    add("--clients", type=at_least(1), nargs="+", default=[1, 4, 16], help="how many at a time")
+    add("--seconds", type=duration, default=20.0, help="for each number of clients and each way")
     add("--image", type=Path, help="face crop to send (default: a drawn JPEG of 160 x 160)")
 
 
@@ -120,9 +121,14 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     _add_crops(parser)
     add = parser.add_argument
     add("--model-name", choices=MODEL_NAMES, default="mobilenet", help="backbone")
-    add("--steps", type=int, default=10, help="steps of a turn")
+    add("--steps", type=at_least(1), default=10, help="steps of a turn")
     add("--weights", default=IMAGENET, help="imagenet, none, or a .weights.h5 file of the backbone")
-    add("--peer-epochs", type=int, default=0, help="whole runs too: epochs of the peer (0: none)")
+    add(
+        "--peer-epochs",
+        type=at_least(0),
+        default=0,
+        help="whole runs too: epochs of the peer (0: none)",
+    )
     add("--peer-weights", default=IMAGENET, help="the same for the peer's ResNet50")
 
 
@@ -130,9 +136,9 @@ def _add_crops(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--data-dir", type=Path, required=True, help="VOC folder")
     add("--class-names", nargs="+", default=list(CLASS_NAMES), help="names of the classes")
-    add("--image-size", type=int, default=112, help="side of the crops in pixels")
-    add("--batch-size", type=int, default=32, help="faces a step")
-    add("--rounds", type=int, default=5, help="rounds that the medians are of")
+    add("--image-size", type=at_least(32), default=112, help="side of the crops in pixels")
+    add("--batch-size", type=at_least(1), default=32, help="faces a step")
+    add("--rounds", type=at_least(1), default=5, help="rounds that the medians are of")
 
 
 def _add_infer(parser: argparse.ArgumentParser) -> None:
@@ -141,7 +147,7 @@ def _add_infer(parser: argparse.ArgumentParser) -> None:
     add("--model", dest="model_path", type=Path, required=True, help="best_model.keras")
     add("--data-dir", type=Path, required=True, help="VOC folder")
     add("--split-file", type=Path, help="split.json: calibrate on train, compare on test")
-    add("--rounds", type=int, default=7, help="rounds that the medians are of")
+    add("--rounds", type=at_least(1), default=7, help="rounds that the medians are of")
 
 
 def _add_photo(parser: argparse.ArgumentParser) -> None:
@@ -150,7 +156,7 @@ def _add_photo(parser: argparse.ArgumentParser) -> None:
     add("--model-dir", type=Path, default=Path("savedmodel/face_mask"), help="folder of versions")
     add("--data-dir", type=Path, required=True, help="VOC folder that photos are taken from")
     add("--class-names", nargs="+", default=list(CLASS_NAMES), help="names of the classes")
-    add("--rounds", type=int, default=30, help="calls of each kind of photo")
+    add("--rounds", type=at_least(1), default=30, help="calls of each kind of photo")
 
 
 if __name__ == "__main__":

@@ -203,7 +203,7 @@ class Client:
         """
         inputs = {"image_bytes": _base64(_photo_bytes(photo))}
         body = {"signature_name": "photo", "inputs": inputs}
-        columns = self._request("POST", f"{self._path}:predict", body)["outputs"]
+        columns = self._field(self._request("POST", f"{self._path}:predict", body), "outputs")
         try:
             boxes = np.array(columns.pop("boxes"), np.float32).reshape(-1, 4)
             scores = np.array(columns.pop("face_scores"), np.float32)
@@ -213,7 +213,7 @@ class Client:
 
     def status(self) -> list[dict[str, Any]]:
         """Return the state of the model's versions."""
-        return self._request("GET", self._path, None)["model_version_status"]
+        return self._field(self._request("GET", self._path, None), "model_version_status")
 
     def metadata(self) -> dict[str, Any]:
         """Return the signatures of the model."""
@@ -224,17 +224,35 @@ class Client:
         try:
             status, body = self._send_anew("GET", self._path, None)
             states = json.loads(body)["model_version_status"] if status == 200 else []
-        except (OSError, http.client.HTTPException, ValueError, KeyError):
+            return any(state.get("state") == "AVAILABLE" for state in states)
+        # What is no model server may answer anything.
+        except (
+            OSError,
+            http.client.HTTPException,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+        ):
             return False
-        return any(state.get("state") == "AVAILABLE" for state in states)
 
     def _predict(self, body: dict[str, Any], expected: int) -> list[Prediction]:
-        rows = self._request("POST", f"{self._path}:predict", body)["predictions"]
+        answer = self._request("POST", f"{self._path}:predict", body)
+        rows = self._field(answer, "predictions")
         return _require_rows([_prediction(row) for row in rows], expected)
 
     def _predict_columns(self, body: dict[str, Any], expected: int) -> list[Prediction]:
-        columns = self._request("POST", f"{self._path}:predict", body)["outputs"]
-        return _require_rows(_rows(columns), expected)
+        answer = self._request("POST", f"{self._path}:predict", body)
+        return _require_rows(_rows(self._field(answer, "outputs")), expected)
+
+    def _field(self, answer: Any, name: str) -> Any:
+        """Return what a model server's answer has under a name."""
+        if not isinstance(answer, dict) or name not in answer:
+            raise ServingError(
+                f"{self._url.geturl()} answered without {name!r}: {str(answer)[:200]}; "
+                "is it a model server?"
+            )
+        return answer[name]
 
     def _request(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
         """Send until there is an answer that is no passing trouble."""
@@ -248,11 +266,19 @@ class Client:
                     raise self._unreachable(error) from error
             else:
                 if status == 200:
-                    return json.loads(text)
+                    return self._parse(text)
                 if last or status not in _RETRIED:
                     raise ServingError(_error_message(status, text), status)
             time.sleep(self._backoff * 2**attempt * random.uniform(0.5, 1.0))
         raise AssertionError("the last attempt returns or raises")
+
+    def _parse(self, text: bytes) -> Any:
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise ServingError(
+                f"{self._url.geturl()} answered no JSON: {text[:60]!a}; is it a model server?"
+            ) from error
 
     def _unreachable(self, error: Exception) -> ServingError:
         reason = str(error) or type(error).__name__

@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from fmd_tf import CLASS_NAMES
+from fmd_tf.arguments import at_least
 from fmd_tf.checkpoints import write_text
 from fmd_tf.detect import (
     DetectorError,
@@ -75,7 +76,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--model", type=Path, help="classifier: also score boxes and classes together")
     add("--peer", choices=("none", "mtcnn"), default="none", help="detector to put beside it")
     add("--skip-invalid", action="store_true", help="leave out invalid annotations")
-    add("--group-distance", type=int, default=MAX_DISTANCE, help="as for training (bits)")
+    add("--group-distance", type=at_least(0), default=MAX_DISTANCE, help="as for training (bits)")
     add("--class-names", nargs="+", default=list(CLASS_NAMES), help="names of the classes")
     return parser.parse_args(argv)
 

@@ -44,6 +44,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
+from fmd_tf.arguments import at_least
 from fmd_tf.detector import DetectorCard, find_faces, load_detector
 from fmd_tf.evaluate import load_faces, select_part
 from fmd_tf.formats import (
@@ -122,7 +123,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--format", choices=(SAVED_MODEL, *FORMATS), default=SAVED_MODEL, help="what to write")
     add("--detector", type=Path, help="best_detector.keras: adds the signature photo")
     add("--output", type=Path, help="folder (default: savedmodel/face_mask, or exports/FORMAT)")
-    add("--version", type=int, help="version number (default: one more than the last)")
+    add("--version", type=at_least(1), help="version number (default: one more than the last)")
     add("--overwrite", action="store_true", help="replace that version, or that folder")
     add("--data-dir", type=Path, help="VOC folder to compare with the model on; int8 needs it")
     add("--split-file", type=Path, help="split.json: calibrate on train, compare on test")
@@ -310,6 +311,8 @@ def _bytes_endpoint(card: ModelCard, classify: Classifier) -> tf.types.experimen
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
     def serving_default(image_bytes: tf.Tensor) -> Outputs:
         image_bytes = tf.ensure_shape(image_bytes, [None])
+        with tf.control_dependencies([_require_batch(tf.size(image_bytes))]):
+            image_bytes = tf.identity(image_bytes)
         sizes = tf.map_fn(
             _encoded_size, image_bytes, fn_output_signature=tf.TensorSpec([2], tf.float64)
         )
@@ -342,6 +345,7 @@ def _pixels_endpoint(
             sides = tf.repeat(tf.reduce_max(sides, axis=1, keepdims=True), 2, axis=1)
         valid = tf.reduce_all((pixels >= 0.0) & (pixels <= 255.0))
         checks = [
+            _require_batch(shape[0]),
             _require_pixels(sides),
             tf.debugging.Assert(valid, ["expected pixels of 0 to 255"]),
             tf.debugging.Assert(
@@ -444,7 +448,7 @@ def _group_boxes(image_bytes: tf.Tensor, boxes: tf.Tensor) -> tuple[tf.Tensor, t
             tf.shape(boxes),
         ],
     )
-    with tf.control_dependencies([check]):
+    with tf.control_dependencies([check, _require_batch(tf.size(boxes) // 4)]):
         each = tf.size(boxes) // (4 * tf.maximum(num_photos, 1))
         return tf.identity(photos), tf.reshape(boxes, tf.stack([num_photos, each, 4]))
 
@@ -483,6 +487,12 @@ def _require_pixels(sides: tf.Tensor) -> tf.Operation:
     pixels = tf.reduce_sum(tf.reduce_prod(sides, axis=1))
     message = f"expected images of at most {MAX_PIXELS} pixels in a request, got"
     return tf.debugging.Assert(pixels <= MAX_PIXELS, [message, pixels])
+
+
+def _require_batch(number: tf.Tensor) -> tf.Operation:
+    """Refuse more faces than the batching op takes, before they are cut out and fill the memory."""
+    message = f"expected at most {MAX_BATCH} faces in a request, got"
+    return tf.debugging.Assert(number <= MAX_BATCH, [message, number])
 
 
 def _encoded_size(image_bytes: tf.Tensor) -> tf.Tensor:

@@ -163,14 +163,18 @@ def find_photos(folder: Path, leave_out: Path | None = None) -> list[Path]:
         leave_out: A folder that is not looked into: where pictures are written.
 
     Returns:
-        Files by their names' endings, sorted, so that a second run meets them in the same order.
+        Files by their names' endings, sorted, so that a second run meets them in the same order;
+        and folders that cannot be searched, which are then reported as photos that cannot be read.
     """
     return sorted(_walk(folder, leave_out.resolve() if leave_out else None))
 
 
 def _walk(folder: Path, leave_out: Path | None) -> Iterator[Path]:
     suffixes = (*PHOTO_SUFFIXES, *_OTHER_SUFFIXES)
-    for parent, folders, names in os.walk(folder):
+    closed: list[Path] = []
+    for parent, folders, names in os.walk(
+        folder, onerror=lambda error: closed.append(Path(error.filename))
+    ):
         folders[:] = [
             name
             for name in folders
@@ -179,3 +183,4 @@ def _walk(folder: Path, leave_out: Path | None) -> Iterator[Path]:
         for name in names:
             if name.lower().endswith(suffixes) and not name.startswith("."):
                 yield Path(parent) / name
+    yield from closed

@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from fmd_tf.arguments import at_least, fraction
 from fmd_tf.backends import BackendError, load_backend, version_folder
 from fmd_tf.checkpoints import BEST_MODEL
 from fmd_tf.client import ServingError
@@ -102,7 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     source.add_argument("--folder", type=Path, help="folder of photos, and the folders in it")
     source.add_argument("--video", type=_video, help="video file, or the URL of a camera")
     source.add_argument(
-        "--webcam", type=_at_least(0), metavar="N", help="number of a camera, from 0"
+        "--webcam", type=at_least(0), metavar="N", help="number of a camera, from 0"
     )
     add = parser.add_argument
     add("--model", default=DEFAULT_MODEL, help=".keras file, SavedModel folder, or a server's URL")
@@ -116,16 +117,16 @@ def build_parser() -> argparse.ArgumentParser:
     add("--output", type=Path, metavar="FILE.json", help="JSON file of all answers")
     add("--save-viz", type=Path, metavar="DIR", help="folder for the annotated pictures or video")
     add("--visualize", action="store_true", help="show each picture in a window")
-    add("--confidence-threshold", type=_fraction, default=0.5, help="below it a face is uncertain")
+    add("--confidence-threshold", type=fraction, default=0.5, help="below it a face is uncertain")
     add(
         "--face-threshold",
-        type=_fraction,
+        type=fraction,
         help="least score of a face; default: the detector's, and an export's own is the lowest",
     )
-    add("--batch-size", type=_at_least(1), default=32, help="faces that are classified at a time")
+    add("--batch-size", type=at_least(1), default=32, help="faces that are classified at a time")
     add(
         "--label-every",
-        type=_at_least(1),
+        type=at_least(1),
         default=1,
         metavar="N",
         help="look at every Nth frame of a video; between them faces go on as they moved",
@@ -135,25 +136,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _video(text: str) -> Path | str:
     return text if "://" in text else Path(text)
-
-
-def _fraction(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not 0.0 <= value <= 1.0:
-        raise argparse.ArgumentTypeError(f"expected a number of 0 to 1, got {text!r}")
-    return value
-
-
-def _at_least(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"expected a number of at least {least}, got {text!r}")
-        return int(text)
-
-    return parse
 
 
 def predict(
@@ -199,6 +181,7 @@ def predict(
         ValueError: A subclass for each kind of unusable input, with a message for the user.
     """
     source = _open_source(image, folder, video, webcam, save_viz, detector)
+    _refuse_overwriting(source, output, save_viz)
     window = Window() if visualize else None
     with closing(load_backend(model, batch_size)) as backend:
         label = Labeller(backend, detector, detector_model, confidence_threshold, face_threshold)
@@ -255,7 +238,9 @@ def _open_source(
     if image:
         files = list(dict.fromkeys(image))
         try:
-            root = Path(os.path.commonpath([path.absolute().parent for path in files]))
+            # By name, as `..` is not followed by relative paths either.
+            parents = [Path(os.path.normpath(path.absolute())).parent for path in files]
+            root = Path(os.path.commonpath(parents))
         except ValueError as error:  # On Windows.
             raise InputError("--image: expected photos of one drive") from error
         return _Photos(" ".join(map(str, files)), files, root, named_as_given=True)
@@ -266,12 +251,35 @@ def _open_source(
     watched = webcam if video is None else video
     if watched is None:
         raise InputError("expected an image, a folder, a video or a webcam")
-    source = VideoSource(watched)
-    written = _video_path(source, save_viz)
-    if isinstance(video, Path) and written and written.resolve() == video.resolve():
-        source.close()
-        raise OutputError(f"{video} would be written over; give another folder with --save-viz")
-    return source
+    return VideoSource(watched)
+
+
+def _refuse_overwriting(
+    source: _Photos | VideoSource, output: Path | None, save_viz: Path | None
+) -> None:
+    """Refuse to write over what is read, by whatever name."""
+    if isinstance(source, VideoSource):
+        read: Sequence[Path] = [] if source.is_camera else [Path(source.name)]
+        written = [_video_path(source, save_viz)]
+    else:
+        read = source.files
+        # The pictures of a folder lie in one that is not searched.
+        pictures = save_viz if source.named_as_given else None
+        written = [source.picture(path, pictures) for path in read] if pictures else []
+    there = [path for path in (output, *written) if path and path.exists()]
+    originals = {_identity(path) for path in read if path.exists()} if there else set()
+    for path in there:
+        if _identity(path) in originals:
+            if isinstance(source, VideoSource):
+                source.close()
+            raise OutputError(
+                f"{path} is read and would be written over; give another --output or --save-viz"
+            )
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def _folder_files(folder: Path, save_viz: Path | None) -> list[Path]:
@@ -419,7 +427,9 @@ def _video_path(source: VideoSource, save_viz: Path | None) -> Path | None:
     if source.is_camera:
         name = re.sub(r"[^\w.]+", "-", source.name).strip("-")
         return save_viz / f"{name}.mp4" if save_viz else None
-    return (save_viz or DEFAULT_VIDEO_DIR) / f"{Path(source.name).stem}.mp4"
+    path = Path(source.name)
+    name = path.stem if path.suffix.lower() == ".mp4" else path.name
+    return (save_viz or DEFAULT_VIDEO_DIR) / f"{name}.mp4"
 
 
 def _label_video(

@@ -164,9 +164,15 @@ def parse_json(body: bytes, max_depth: int = MAX_DEPTH) -> dict[str, Any]:
         raise _invalid(f"JSON Parse error: {error}") from error
     if not isinstance(document, dict):
         raise _invalid(f"JSON Value: {_show(document)} Is not object")
+    # Half of a pair cannot be written as UTF-8; in an answer or a log it would fail later.
+    if _HALF_ESCAPED.search(body) and _HALF.search(json.dumps(document, ensure_ascii=False)):
+        raise _invalid("JSON Parse error: The surrogate pair in string is invalid.")
     return document
 
 
+_HALF_ESCAPED = re.compile(rb"\\u[dD][89a-fA-F]")
+# Without those that stand for bytes that are no UTF-8.
+_HALF = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 _STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\Z)', re.DOTALL)
 _NOT_BRACKETS = bytes(sorted(set(range(256)) - set(b"[]{}")))
 _STEPS = np.zeros(256, np.int32)
@@ -455,11 +461,7 @@ def _convert_decimal(value: Any, dtype: str) -> float:
 
 def _to_bytes(text: str) -> bytes:
     """Encode a JSON string, giving back bytes that were no UTF-8."""
-    try:
-        return text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError as error:
-        message = "JSON Parse error: The surrogate pair in string is invalid."
-        raise _invalid(message) from error
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _is_base64(value: Any) -> bool:

@@ -18,6 +18,7 @@ from lxml import etree
 from PIL import Image, ImageDraw, ImageFilter
 
 from fmd_tf import CLASS_NAMES
+from fmd_tf.arguments import at_least
 from fmd_tf.boxes import Box
 
 SAMPLE_DIR = Path("data/sample")
@@ -262,14 +263,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m fmd_tf.sample_data", description="Draw a small labelled data set."
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to make")
-    parser.add_argument("--num-photos", type=int, default=NUM_PHOTOS, help="number of photos")
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything drawn")
+    parser.add_argument(
+        "--num-photos", type=at_least(1), default=NUM_PHOTOS, help="number of photos"
+    )
+    parser.add_argument("--seed", type=at_least(0), default=0, help="seed of everything drawn")
     arguments = parser.parse_args(argv)
-    if arguments.num_photos < 1:
-        parser.error(f"--num-photos: expected at least 1, got {arguments.num_photos}")
     if arguments.output.exists():
         parser.error(f"--output: {arguments.output} exists already; name a new folder")
-    print(write_sample(arguments.output, arguments.num_photos, arguments.seed))
+    try:
+        print(write_sample(arguments.output, arguments.num_photos, arguments.seed))
+    except OSError as error:
+        parser.error(f"--output: {arguments.output} cannot be written ({error.strerror})")
     return 0
 
 

@@ -125,10 +125,11 @@ class Servable:
             _log.info("version %d unloaded", self.version)
 
 
-def fingerprint(path: Path) -> tuple[int, int, int]:
-    """Return what changes when a version is written anew."""
-    status = (path / "saved_model.pb").stat()
-    return status.st_ino, status.st_mtime_ns, status.st_size
+def fingerprint(path: Path) -> list[tuple[str, int, int, int]]:
+    """Return what changes when a version is written anew, or goes on being copied."""
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    states = [(str(file), file.stat()) for file in files]
+    return [(name, each.st_ino, each.st_mtime_ns, each.st_size) for name, each in states]
 
 
 def _open_session(path: Path) -> tf.compat.v1.Session:

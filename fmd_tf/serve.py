@@ -31,6 +31,7 @@ import gc
 import html
 import json
 import logging
+import os
 import signal
 import socket
 import sys
@@ -46,6 +47,7 @@ import prometheus_client
 import uvicorn
 
 from fmd_tf import rest
+from fmd_tf.arguments import at_least, duration
 from fmd_tf.rest import ModelPath, RestError
 from fmd_tf.servable import ModelVersions, ServableError
 
@@ -378,7 +380,11 @@ def _not_such_method(method: str | None) -> RestError:
 
 
 def _require_batch(tensors: Mapping[str, Any], max_batch: int) -> None:
-    rows = max((tensor.shape[0] for tensor in tensors.values() if tensor.ndim), default=0)
+    """Refuse more rows than that; each box of a photo is one, as each is a face to classify."""
+    shapes = {name: tensor.shape for name, tensor in tensors.items() if tensor.ndim}
+    rows = max((shape[0] for shape in shapes.values()), default=0)
+    if len(boxes := shapes.get("boxes", ())) == 3:
+        rows = max(rows, boxes[0] * boxes[1])
     if rows > max_batch:
         text = f"expected at most {max_batch} rows in a request, got {rows}"
         raise RestError("INVALID_ARGUMENT", text)
@@ -405,7 +411,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     try:
-        name = options.model_name or options.model_dir.resolve().name
+        name = options.model_name or Path(os.path.normpath(options.model_dir.absolute())).name
         versions = ModelVersions(options.model_dir, name, options.num_versions, options.label)
         with listen(options.host, options.port) as listener:
             serve(versions, _limits(options), listener, options.poll, options.metrics)
@@ -427,14 +433,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--model-name", help="name in paths (default: name of the folder)")
     add("--host", default="127.0.0.1", help="address (default: this machine only)")
     add("--port", type=int, default=8501, help="port (default 8501; 0 takes a free one)")
-    add("--num-versions", type=_positive, default=1, help="serve so many of the newest versions")
+    add("--num-versions", type=at_least(1), default=1, help="serve so many of the newest versions")
     add("--label", type=_label, action=_Labels, default={}, help="NAME=VERSION, repeatable")
-    add("--poll", type=_seconds, default=1.0, help="seconds between looks for new versions")
-    add("--max-body-mb", type=_positive, default=default.max_body_bytes // 2**20)
-    add("--max-batch", type=_positive, default=default.max_batch, help="rows of a request")
-    add("--request-timeout", type=_seconds, default=default.request_timeout, help="seconds")
-    add("--threads", type=_positive, default=default.threads, help="requests at a time")
-    add("--max-pending", type=_positive, default=default.max_pending, help="then 429")
+    add("--poll", type=duration, default=1.0, help="seconds between looks for new versions")
+    add("--max-body-mb", type=at_least(1), default=default.max_body_bytes // 2**20)
+    add("--max-batch", type=at_least(1), default=default.max_batch, help="rows of a request")
+    add("--request-timeout", type=duration, default=default.request_timeout, help="seconds")
+    add("--threads", type=at_least(1), default=default.threads, help="requests at a time")
+    add("--max-pending", type=at_least(1), default=default.max_pending, help="then 429")
     add("--no-metrics", dest="metrics", action="store_false", help="no metrics page")
     return parser
 
@@ -445,20 +451,6 @@ class _Labels(argparse.Action):
     def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
         label, version = values
         setattr(namespace, self.dest, {**getattr(namespace, self.dest), label: version})
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
-    return number
-
-
-def _seconds(text: str) -> float:
-    number = float(text)
-    if not 0 < number < 1e6:
-        raise argparse.ArgumentTypeError(f"expected more than 0 and less than 1000000, got {text}")
-    return number
 
 
 def _label(text: str) -> tuple[str, int]:
@@ -557,6 +549,7 @@ def _run(application: Application, limits: Limits, listener: socket.socket) -> N
     config = uvicorn.Config(
         application,
         lifespan="off",
+        ws="none",
         log_level="warning",
         access_log=False,
         server_header=False,

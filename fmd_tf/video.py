@@ -50,7 +50,7 @@ class Frame:
 
     Attributes:
         index: Number from 0.
-        seconds: Time since the beginning.
+        seconds: Time since the beginning; frames may come unevenly.
         pixels: uint8 RGB [height, width, 3].
         time: When a camera took it, ISO 8601 in UTC; None in a file.
     """
@@ -110,7 +110,7 @@ class VideoSource:
 
     Args:
         source: A file, the number of a camera, or the URL of one. User and password in a URL are
-            left out of `name`.
+            left out of `name`, and so is the value of each parameter whose name tells of one.
 
     Raises:
         VideoError: OpenCV is missing, or there is no such file or camera, or no frame in it.
@@ -118,8 +118,9 @@ class VideoSource:
 
     def __init__(self, source: Path | int | str) -> None:
         self._cv2 = _import_cv2()
-        shown = re.sub("//[^/]*@", "//", str(source))  # A path has no double slash.
-        self.name = f"camera {source}" if isinstance(source, int) else shown
+        self.name = f"camera {source}" if isinstance(source, int) else str(source)
+        if isinstance(source, str):
+            self.name = _SECRETS.sub(r"\1", re.sub("//[^/]*@", "//", source))
         if isinstance(source, Path) and not source.is_file():
             raise VideoError(f"no video file {source}")
         self.is_camera = not isinstance(source, Path)
@@ -135,7 +136,9 @@ class VideoSource:
         self.num_frames = int(count) if 0 < count < 2**31 and not self.is_camera else None
 
     def _open(self, source: Path | int | str) -> Any:
-        capture = self._cv2.VideoCapture(source if isinstance(source, int) else str(source))
+        capture = self._cv2.VideoCapture(
+            _name_for_opencv(source) if isinstance(source, Path) else source
+        )
         if not capture.isOpened():
             capture.release()
             raise VideoError(f"{self.name} cannot be opened; {self._expected()}")
@@ -146,16 +149,27 @@ class VideoSource:
 
     def __iter__(self) -> Iterator[Frame]:
         """Give the frames, once; a camera has no end, and gives its newest frame each time."""
-        started, index, bgr = time.perf_counter(), 0, self._first
+        started, index, bgr, seconds, now = time.perf_counter(), 0, self._first, 0.0, None
+        first = self._position()
         if self.is_camera:
             self._newest = _NewestFrames(self._capture)
         while bgr is not None:
-            seconds, now = index / self.frame_rate, None
             if self.is_camera:
                 seconds = time.perf_counter() - started
                 now = datetime.now(UTC).isoformat(timespec="milliseconds")
             yield Frame(index, round(seconds, 3), np.ascontiguousarray(bgr[:, :, ::-1]), now)
             index, bgr = index + 1, self._following()
+            if not self.is_camera:
+                seconds = self._later(seconds, self._position() - first)
+
+    def _position(self) -> float:
+        """Return the time in seconds that the file gives of the frame that was read last."""
+        return self._capture.get(self._cv2.CAP_PROP_POS_MSEC) / 1000
+
+    def _later(self, seconds: float, position: float) -> float:
+        """Return the next frame's time; the file's own must lie between the last and the end."""
+        end = (self.num_frames or 0) / self.frame_rate
+        return position if seconds < position <= end else seconds + 1 / self.frame_rate
 
     def _following(self) -> np.ndarray | None:
         if self._newest:
@@ -169,6 +183,26 @@ class VideoSource:
             self._newest.close()
         else:
             self._capture.release()
+
+
+# A parameter of a camera's URL up to its value, where the name tells that the value is a secret.
+_SECRETS = re.compile(
+    r"(?i)([?&][^=&]*(?:auth|key|login|pass|pin|psw|pwd|secret|sign|token|user|usr)[^=&]*=)[^&#]*"
+)
+
+
+def _name_for_opencv(path: Path) -> str:
+    """Return a name that OpenCV takes: in a relative one, FFmpeg sees a protocol before a colon.
+
+    Raises:
+        VideoError: The name is not UTF-8, by which OpenCV would end the process.
+    """
+    name = str(path.absolute())
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise VideoError(f"{str(path)!a}: OpenCV takes names in UTF-8 only; rename it") from error
+    return name
 
 
 def _import_cv2() -> ModuleType:
@@ -203,6 +237,7 @@ class VideoFile:
         self._frame_rate = round(frame_rate, 3 if frame_rate < 65 else 1)
         self._writer: Any = None
         self._size = (0, 0)
+        self._num_frames = 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -214,19 +249,29 @@ class VideoFile:
             self._size = (max(2, picture.width // 2 * 2), max(2, picture.height // 2 * 2))
             codec = self._cv2.VideoWriter.fourcc(*"mp4v")
             self._writer = self._cv2.VideoWriter(
-                str(self._partial), codec, self._frame_rate, self._size
+                _name_for_opencv(self._partial), codec, self._frame_rate, self._size
             )
             if not self._writer.isOpened():
                 raise VideoError(f"{self.path} cannot be written by OpenCV as MP4")
         cropped = np.asarray(picture.crop((0, 0, *self._size)))
         for _ in range(copies):
             self._writer.write(np.ascontiguousarray(cropped[:, :, ::-1]))
+        self._num_frames += copies
 
     def finish(self) -> bool:
-        """Close the file and rename it into place; tell whether there is one."""
+        """Close the file and rename it into place; tell whether there is one.
+
+        Raises:
+            VideoError: It was not written to its end, which OpenCV does not tell of.
+        """
         if self._writer is None or not self._writer.isOpened():
             return False
         self._writer.release()
+        written = self._cv2.VideoCapture(_name_for_opencv(self._partial))
+        num_frames = written.get(self._cv2.CAP_PROP_FRAME_COUNT) if written.isOpened() else 0
+        written.release()
+        if num_frames < self._num_frames:
+            raise VideoError(f"{self.path} could not be written to its end; is the disk full?")
         self._partial.replace(self.path)
         return True
 
@@ -412,9 +457,10 @@ def label_video(
                 note = f"{clock.rate:.1f} frames/s"
                 picture = draw_faces(frame.pixels, record.faces, note, is_frame=True)
                 if output:
-                    # A camera does not wait until its last frame is labelled.
+                    # The file's frames come evenly; a phone's do not, and a camera does not wait
+                    # until its last one is labelled.
                     due = 1 + round(frame.seconds * source.frame_rate) - num_written
-                    copies = max(0, due) if source.is_camera else 1
+                    copies = max(0, due)
                     output.add(picture, copies)
                     num_written += copies
             yield record

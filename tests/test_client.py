@@ -170,6 +170,36 @@ def test_dropped_connections_and_busy_servers_are_tried_again(
         server.shutdown()
 
 
+class Stranger(BaseHTTPRequestHandler):
+    """Answers 200 with what its path does not say."""
+
+    body = b""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.body)))
+        self.end_headers()
+        self.wfile.write(self.body)
+
+    def do_POST(self) -> None:
+        self.do_GET()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_what_is_no_model_server_is_named(connect: Callable[..., Client]) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Stranger) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        client = connect(f"http://127.0.0.1:{server.server_address[1]}")
+        for body in (b"<html></html>", b"[]", b"{}", b"\xff", b'{"model_version_status": [1]}'):
+            Stranger.body = body
+            assert not client.is_ready()
+            with pytest.raises(ServingError, match=r"http://127.*is it a model server\?"):
+                client.predict_bytes([b"x"])
+        server.shutdown()
+
+
 class Impatient(BaseHTTPRequestHandler):
     """Answers, and closes the idle connection without having said that it would."""
 

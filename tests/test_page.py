@@ -239,6 +239,18 @@ def test_a_model_that_is_not_there_is_named(chromium, server, tmp_path) -> None:
     _status(chromium, "The server says", "other")
 
 
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [(413, "too large"), (429, "too many requests"), (200, "Is it a model server?")],
+)
+def test_what_a_proxy_says_in_html_is_explained(page, tmp_path, status, said) -> None:
+    page.execute_script(
+        f"window.fetch = async () => new Response('<html></html>', {{ status: {status} }});"
+    )
+    _choose(page, _photo_file(tmp_path))
+    _status(page, str(status), said)
+
+
 def test_only_the_last_of_several_photos_is_shown(page, tmp_path) -> None:
     bright, dark = _photo_file(tmp_path), _photo_file(tmp_path, "dark.png", 5)
     for path in (bright, dark, bright, dark):

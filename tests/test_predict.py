@@ -190,8 +190,51 @@ def test_a_video_is_not_written_over(tmp_path: Path, tiny_classifier: Path, caps
     before = video.read_bytes()
     arguments = ["--video", video, "--model", tiny_classifier, "--detector", "none"]
     assert run(*arguments, "--save-viz", tmp_path) == 2
-    assert "in.mp4 would be written over" in capsys.readouterr().err
+    assert "in.mp4 is read and would be written over" in capsys.readouterr().err
+    assert run(*arguments, "--output", video) == 2
     assert video.read_bytes() == before
+
+
+def test_a_video_of_another_kind_takes_no_others_place(tmp_path: Path, tiny_classifier: Path):
+    video = write_video(tmp_path / "in.avi", faces(2, shape=(48, 64)))
+    (tmp_path / "in.mp4").write_text("another")
+    arguments = ["--video", video, "--model", tiny_classifier, "--detector", "none"]
+    assert run(*arguments, "--save-viz", tmp_path) == 0
+    assert (tmp_path / "in.mp4").read_text() == "another"
+    assert len(list(VideoSource(tmp_path / "in.avi.mp4"))) == 2
+
+
+def test_photos_are_not_written_over(tmp_path: Path, tiny_classifier: Path, capsys):
+    first, second = tmp_path / "a.png", tmp_path / "a.png.jpg"
+    for path in (first, second):
+        path.write_bytes(encode(faces(1)[0]))
+    (tmp_path / "link.json").symlink_to(first)
+    before = first.read_bytes()
+    for files, more in (
+        ([first, second], ["--save-viz", tmp_path]),
+        ([first], ["--output", first]),
+        ([first], ["--output", tmp_path / "link.json"]),
+    ):
+        arguments = ["--image", *files, "--model", tiny_classifier, "--detector", "none"]
+        assert run(*arguments, *more) == 2
+        assert "is read and would be written over" in capsys.readouterr().err
+    assert first.read_bytes() == second.read_bytes() == before
+
+
+def test_pictures_of_photos_elsewhere_stay_in_their_folder(
+    tmp_path: Path, tiny_classifier: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "deep").mkdir()
+    monkeypatch.chdir(tmp_path / "deep")
+    for path in ("../a.png", "b.png"):
+        Path(path).write_bytes(encode(faces(1)[0]))
+    arguments = ["--image", "../a.png", "b.png", "--model", tiny_classifier, "--detector", "none"]
+    assert run(*arguments, "--save-viz", "out") == 0
+    written = list(tmp_path.rglob("*.jpg"))
+    assert sorted(written) == [
+        tmp_path / "deep/out/a.png.jpg",
+        tmp_path / "deep/out/deep/b.png.jpg",
+    ]
 
 
 @pytest.mark.parametrize("trouble", ["server", "SIGTERM"])

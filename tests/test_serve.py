@@ -114,6 +114,15 @@ def test_faces_by_row_and_by_column(model: keras.Model, server: Running) -> None
         ({"signature_name": "nope", "instances": [1]}, 'signature name: "nope" not found'),
         ({"signature_name": 1}, "must be a string value"),
         ({"instances": [b64(b"x")] * 61}, "expected at most 60 rows in a request, got 61"),
+        (
+            {
+                "signature_name": "faces",
+                "inputs": {"image_bytes": [b64(b"x")], "boxes": [[[0, 0, 9, 9]] * 61]},
+            },
+            "expected at most 60 rows in a request, got 61",
+        ),
+        (b'{"signature_name": "\\ud800", "instances": [1]}', "surrogate pair in string is invalid"),
+        (b'{"instances": [{"\\ud800": 1}]}', "surrogate pair in string is invalid"),
         (b"[" * 100, "nesting of at most 64 levels, got 100"),
         (b"\0\1\2", "JSON Parse error"),
     ],

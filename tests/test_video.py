@@ -1,3 +1,4 @@
+import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -133,6 +134,29 @@ def test_a_video_is_labelled_frame_by_frame(tmp_path: Path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["in.mp4"]
 
 
+def test_uneven_frames_keep_their_time(tmp_path: Path):
+    """Phones and screen recorders take frames when there is something new."""
+    first, *others = map(Image.fromarray, smooth_images(6, shape=(48, 64)))
+    durations = [100, 100, 100, 500, 500, 100]
+    path = tmp_path / "in.gif"
+    first.save(path, save_all=True, append_images=others, duration=durations)
+    source = VideoSource(path)
+    output = VideoFile(tmp_path / "out.mp4", source.frame_rate)
+    records = list(label_video(source, lambda _: [], Tracker(), output))
+    output.finish()
+    assert [record.seconds for record in records] == [0.0, 0.1, 0.2, 0.3, 0.8, 1.3]
+    # Of its even frames the one that is shown at 1.3 s is the last.
+    written = VideoSource(tmp_path / "out.mp4")
+    assert written.num_frames == 1 + round(1.3 * written.frame_rate)
+
+
+def test_times_that_a_file_cannot_have_are_not_taken(tmp_path: Path):
+    source = VideoSource(write_video(tmp_path / "in.mp4", smooth_images(4)))
+    times = iter([0.0, 0.0, 1e9, 0.15, 0.0])  # None, one after the end, one before the last.
+    source._position = lambda: next(times)
+    assert [frame.seconds for frame in source] == [0.0, 0.1, 0.2, 0.3]
+
+
 def test_between_frames_that_are_looked_at_faces_go_on(tmp_path: Path):
     source = VideoSource(write_video(tmp_path / "in.mp4", smooth_images(9, shape=(48, 64))))
     looks = []
@@ -253,6 +277,40 @@ def test_an_unfinished_file_leaves_nothing(tmp_path: Path):
     output.add(Image.new("RGB", (33, 21)))  # Odd sizes are cut to even ones.
     output.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_was_cut_off_is_not_put_into_place(tmp_path: Path):
+    """OpenCV does not tell of a full disk."""
+    (tmp_path / "a.mp4").write_text("before")
+    output = VideoFile(tmp_path / "a.mp4", 10.0)
+    for _ in range(3):
+        output.add(Image.new("RGB", (32, 32)))
+    output._num_frames += 1  # As if one had not found room.
+    with pytest.raises(VideoError, match=r"a\.mp4 could not be written to its end"):
+        output.finish()
+    output.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+    assert (tmp_path / "a.mp4").read_text() == "before"
+
+
+def test_names_that_opencv_takes_for_something_else(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = write_video(tmp_path / "in.mp4", smooth_images(2)).rename("a:b.mp4")
+    assert len(list(VideoSource(path))) == 2
+    output = VideoFile(Path("12:30.mp4"), 10.0)
+    output.add(Image.new("RGB", (32, 32)))
+    assert output.finish()
+    path = path.rename(os.fsdecode(b"caf\xe9.mp4"))
+    with pytest.raises(VideoError, match=r"'caf\\udce9\.mp4': OpenCV takes names in UTF-8 only"):
+        VideoSource(path)
+
+
+def test_secrets_of_a_cameras_address_are_not_in_its_name(camera_url: str):
+    query = "?channel=2&user=me&pwd=hidden&size=640#x"
+    source = VideoSource(camera_url + query)
+    source.close()
+    assert source.name.endswith("/stream.mjpg?channel=2&user=&pwd=&size=640#x")
+    assert "secret" not in source.name
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", None])

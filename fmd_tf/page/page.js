@@ -49,6 +49,14 @@ function base64(blob) {
   });
 }
 
+// A proxy before the model server, as nginx, says these in HTML.
+const proxyReasons = {
+  413: "because the photo is too large for it. Choose a smaller one.",
+  429: "because too many requests came. Wait a little.",
+  502: "because the model server behind it does not run.",
+  504: "because the model server behind it took too long.",
+};
+
 async function ask(blob, signal) {
   const photo = await base64(blob);
   const body = { signature_name: "photo", inputs: { image_bytes: { b64: photo } } };
@@ -64,7 +72,8 @@ async function ask(blob, signal) {
   try {
     answer = JSON.parse(text);
   } catch {
-    throw new Error(`${server} answered ${response.status} and no JSON. Is it a model server?`);
+    const reason = proxyReasons[response.status] || "and no JSON. Is it a model server?";
+    throw new Error(`${server} answered ${response.status} ${reason}`);
   }
   if (!response.ok) throw new Error(explain(answer.error || `status ${response.status}`));
   return faceList(answer.outputs);
