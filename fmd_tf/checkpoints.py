@@ -23,6 +23,7 @@ import keras
 MONITOR = "val_macro_f1"
 LOSS = "val_loss"
 BEST_MODEL = "best_model.keras"
+EXPORTED = "exported.txt"
 _RUN_FILE = "run.json"
 
 
@@ -89,7 +90,8 @@ class TrainingState:
 def write_text(path: Path, text: str) -> None:
     """Write a file beside and rename it, so that it is never half there."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
+    # Names of files need not be text.
+    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
     partial.replace(path)
 
 
@@ -98,38 +100,49 @@ class RunFolder:
     """A checkpoint folder: identity of the run, its latest state, and the best model."""
 
     path: Path
+    best_name: str = BEST_MODEL
     history: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def best_model(self) -> Path:
         """The model that was best on validation faces so far."""
-        return self.path / BEST_MODEL
+        return self.path / self.best_name
 
     def open(self, identity: Mapping[str, Any], overwrite: bool = False) -> None:
         """Claim the folder for a run, or go on with the run it holds.
 
         A run that ended before its first epoch did holds nothing that could be lost, so another
-        may take its place: weights that could not be downloaded should not cost a flag.
+        may take its place: weights that could not be downloaded should not cost a flag. A model
+        could be lost: one without a state is of a run whose states were deleted, or was put there.
 
         Args:
             identity: JSON-like settings that must not change within a run.
             overwrite: Discard another run's state.
 
         Raises:
-            CheckpointError: It holds a run with other settings, or is not a run's folder.
+            CheckpointError: It holds a run with other settings, or a model of another run.
         """
-        run_file = self.path / _RUN_FILE
+        run_file, exported = self.path / _RUN_FILE, self.path / EXPORTED
         wanted = json.loads(json.dumps(identity, default=str))
         if overwrite:
             self._discard()
-        if run_file.is_file() and any(self.path.glob("state-*")):
-            self._require_same(json.loads(run_file.read_text(encoding="utf-8")), wanted)
+        found = json.loads(run_file.read_text(encoding="utf-8")) if run_file.is_file() else None
+        if found and any(self.path.glob("state-*")):
+            self._require_same(found, wanted)
+        # Killed between its first model and its first state, a run begins anew.
+        elif self.best_model.exists() and (found != wanted or exported.exists()):
+            raise CheckpointError(
+                f"{self.best_model} is of another run, or of one whose states are gone; choose "
+                "another --checkpoint-dir, or discard that model with --overwrite"
+            )
+        else:
+            exported.unlink(missing_ok=True)
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(run_file, json.dumps(wanted, indent=2))
 
     def _discard(self) -> None:
         self._remove_states()
-        for name in (_RUN_FILE, BEST_MODEL, "training_log.csv", "exported.txt"):
+        for name in (_RUN_FILE, self.best_name, "training_log.csv", EXPORTED):
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
 

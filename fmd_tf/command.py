@@ -50,12 +50,16 @@ def run_training(
     """
     # It warns that prediction is traced anew for each model, as it must be.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    again = "The same command"
     try:
-        train(parse_config(config_class, argv, prog, description))
+        config = parse_config(config_class, argv, prog, description)
+        if config.overwrite:
+            again += " without --overwrite"
+        train(config)
     except _USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nStopped. The same command goes on at the last saved epoch.", file=sys.stderr)
+        print(f"\nStopped. {again} goes on at the last saved epoch.", file=sys.stderr)
         return 130
     return 0

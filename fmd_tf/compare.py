@@ -56,8 +56,8 @@ def compare(base: Path, others: Sequence[Path]) -> str:
     ]
     for folder in others:
         predictions, names = _read(folder)
-        if names != class_names or predictions.faces != first.faces:
-            raise PredictionsError(f"{folder} is of other faces or classes than {base}")
+        if names != class_names or not predictions.have_faces_of(first):
+            raise PredictionsError(f"{folder} is of other faces, labels or classes than {base}")
         differences = paired_differences(first, predictions, len(class_names))
         lines.append(_row(folder, predictions, class_names, differences))
     return "\n".join(lines)

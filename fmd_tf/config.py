@@ -46,7 +46,9 @@ class RunConfig:
     )
     seed: int = _setting(0, "seed of the split, the order, the augmentation and the weights")
     device: str = _setting("auto", "device to train on", choices=("auto", "cpu", "cuda", "gpu"))
-    overwrite: bool = _setting(False, "discard what checkpoint-dir holds and start anew")
+    overwrite: bool = _setting(
+        False, "discard what checkpoint-dir holds and start anew; without it a run goes on"
+    )
 
     def __post_init__(self) -> None:
         """Check every setting once, so that no module has to."""

@@ -20,6 +20,7 @@ import keras
 import numpy as np
 
 from fmd_tf import plots
+from fmd_tf.arguments import at_least
 from fmd_tf.checkpoints import write_text
 from fmd_tf.face_mask_dataset import load_photos
 from fmd_tf.gradcam import plot_grad_cam
@@ -61,17 +62,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--data-dir", type=Path, required=True, help="folder with images/ and annotations/")
     add("--results-dir", type=Path, default=Path("results/again"), help="where metrics/ is written")
     add("--split-file", type=Path, help="split.json of the training")
-    add("--group-distance", type=int, default=MAX_DISTANCE, help="as for training (bits)")
+    add("--group-distance", type=at_least(0), default=MAX_DISTANCE, help="as for training (bits)")
     add("--split", choices=("train", "val", "test", "all"), help="default: test, or all")
-    add("--batch-size", type=int, default=32, help="faces a step (default: %(default)s)")
-    add("--min-face-size", type=int, default=0, help="leave out smaller faces (pixels)")
+    add("--batch-size", type=at_least(1), default=32, help="faces a step (default: %(default)s)")
+    add("--min-face-size", type=at_least(0), default=0, help="leave out smaller faces (pixels)")
     add("--skip-invalid", action="store_true", help="leave out invalid annotations")
-    add("--num-bootstrap", type=int, default=1000, help="samples (default: %(default)s)")
-    add("--seed", type=int, default=0, help="seed of the bootstrap (default: %(default)s)")
+    add("--num-bootstrap", type=at_least(1), default=1000, help="samples (default: %(default)s)")
+    add("--seed", type=at_least(0), default=0, help="seed of the bootstrap (default: %(default)s)")
     arguments = parser.parse_args(argv)
-    for name, least in {"batch_size": 1, "num_bootstrap": 1, "seed": 0}.items():
-        if getattr(arguments, name) < least:
-            parser.error(f"--{name.replace('_', '-')}: expected at least {least}")
     if arguments.split in ("train", "val", "test") and not arguments.split_file:
         parser.error(f"--split {arguments.split} needs --split-file FILE")
     arguments.split = arguments.split or ("test" if arguments.split_file else "all")
@@ -190,8 +188,9 @@ def require_writable(results_dir: Path) -> None:
 
 def write_problems(folder: Folder, results_dir: Path) -> None:
     """List what `--skip-invalid` left out in `results_dir/metrics/invalid.txt`, if anything."""
+    path = results_dir / "metrics" / "invalid.txt"
+    path.unlink(missing_ok=True)
     if folder.problems:
-        path = results_dir / "metrics" / "invalid.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, "\n".join(map(str, folder.problems)) + "\n")
         print(f"Left out {len(folder.problems)} invalid annotations, listed in {path}")

@@ -103,7 +103,8 @@ def find_label_noise(
         "without_wrong_labels" of the averaged predictions, as of `metrics.compute_metrics`.
 
     Raises:
-        PredictionsError: A file is no such table, or the tables are of different faces.
+        PredictionsError: A file is no such table, the tables are of different faces, or
+            `mistakes.csv` is there with other verdicts.
         AnnotationError: Something in the folder is invalid.
     """
     require_writable(results_dir)
@@ -114,9 +115,11 @@ def find_label_noise(
     wrong_labels = np.array([kinds[i] == LABEL for i in range(len(kinds))])
     wrong = np.flatnonzero(pooled.predicted != pooled.labels)
     folder = results_dir / "metrics"
-    _write_mistakes(folder / "mistakes.csv", pooled, wrong, kinds, class_names)
+    if not verdicts:
+        _require_no_others(folder / "mistakes.csv", pooled, kinds)
     photos, _ = load_photos(data_dir, class_names, skip_invalid=True)
     figure = _plot(pooled, wrong, kinds, load_crops(photos, _PICTURE_SIZE), class_names)
+    _write_mistakes(folder / "mistakes.csv", pooled, wrong, kinds, class_names)
     plots.save_figure(figure, folder / "mistakes_sorted.png")
     summary = {
         "predictions": [str(path) for path in predictions],
@@ -138,10 +141,10 @@ def _pool(
     class_names = read[0][1]
     runs = [predictions.in_order() for predictions, _ in read]
     for path, run, (_, names) in zip(paths, runs, read, strict=True):
-        if names != class_names or run.faces != runs[0].faces:
+        if names != class_names or not run.have_faces_of(runs[0]):
             raise PredictionsError(
-                f"{path} is of other faces or classes than {paths[0]}; give cross-validations "
-                "of the same data"
+                f"{path} is of other faces, labels or classes than {paths[0]}; give "
+                "cross-validations of the same data"
             )
     mean = np.mean([run.probabilities for run in runs], axis=0)
     agreed = np.all([run.predicted == runs[0].predicted for run in runs], axis=0)
@@ -171,15 +174,32 @@ def _face_of(row: Mapping[str, str]) -> Face:
     return row["photo"], xmin, ymin, xmax, ymax
 
 
+def _verdict_of(row: Mapping[str, str]) -> str:
+    if not row["verdict"]:
+        raise ValueError(f"no verdict on {row['photo']}")
+    return row["verdict"]
+
+
 def _read_verdicts(path: Path) -> dict[Face, str]:
     """Read what a person has said about mistakes."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return {_face_of(row): row["verdict"] for row in csv.DictReader(file)}
+        # Spreadsheets begin UTF-8 with a byte order mark.
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            return {_face_of(row): _verdict_of(row) for row in csv.DictReader(file)}
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise PredictionsError(
             f"{path}: expected a CSV with the columns {', '.join(_VERDICT_FIELDS)} ({error})"
         ) from error
+
+
+def _require_no_others(path: Path, pooled: Predictions, kinds: Mapping[int, str]) -> None:
+    """Refuse to write over what a person has said in the file that is written."""
+    said = _read_verdicts(path) if path.exists() else {}
+    if any(said.get(face, kinds[i]) != kinds[i] for i, face in enumerate(pooled.faces)):
+        raise PredictionsError(
+            f"{path} has other verdicts, which would be lost; give it with --verdicts, or choose "
+            "another --results-dir"
+        )
 
 
 def _write_mistakes(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +81,10 @@ class Predictions:
             (photo, int(box[0]), int(box[1]), int(box[2]), int(box[3]))
             for photo, box in zip(self.photos, self.boxes, strict=True)
         ]
+
+    def have_faces_of(self, other: Predictions) -> bool:
+        """Tell whether these are of the same faces with the same labels, in the same order."""
+        return self.faces == other.faces and np.array_equal(self.labels, other.labels)
 
     def in_order(self) -> Predictions:
         """Return the faces in the order of photos and boxes: folds leave them in any."""
@@ -293,7 +297,7 @@ def paired_differences(
 
     Args:
         first: Predictions of some faces.
-        second: Predictions of the same faces, in the same order.
+        second: Predictions of the same faces, in the same order; drawn by the first's groups.
         num_classes: Number of classes.
         num_bootstrap: Number of bootstrap samples.
         seed: Seed of the bootstrap.
@@ -301,6 +305,7 @@ def paired_differences(
     Returns:
         The interval (low, high) of each overall figure.
     """
+    second = replace(second, groups=first.groups)
     drawn = [_bootstrap(each, num_classes, num_bootstrap, seed) for each in (first, second)]
     return {name: interval(drawn[1][name] - drawn[0][name]) for name in _OVERALL}
 

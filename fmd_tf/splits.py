@@ -89,7 +89,10 @@ def group_photos(
 
 def _difference_hash(annotation: Annotation) -> np.ndarray:
     """Return the 256 bits that tell where brightness rises from left to right."""
-    with Image.open(annotation.photo) as image:
+    with Image.open(annotation.photo) as file:
+        image: Image.Image = file
+        if file.mode.startswith("I"):  # 16 bits, of which Pillow would clip all but the darkest.
+            image = Image.fromarray((np.asarray(file) >> 8).astype(np.uint8))
         return imagehash.dhash(image.convert("RGB"), HASH_SIZE).hash.ravel()
 
 
@@ -321,8 +324,27 @@ def load_split(path: Path | str, groups: Mapping[str, int]) -> Split:
             f"{type(error).__name__}: {error}"
         ) from error
     named = {photo for photos in asdict(split).values() for photo in photos}
-    _check(split, groups, groups_then if named <= groups_then.keys() else groups, path)
+    _check_names(split, groups, path)
+    if named <= groups_then.keys():
+        _check_groups(split, groups_then, path)
+        _note_other_groups(split, groups, path)
+    else:
+        _check_groups(split, groups, path)
+    if left_out := len(groups) - len(named):
+        print(f"{left_out} photos are in no part of {path} and left out", flush=True)
     return split
+
+
+def _note_other_groups(split: Split, groups: Mapping[str, int], path: Path) -> None:
+    """Tell where the photos at hand are alike that were not when the split was made."""
+    try:
+        _check_groups(split, groups, path)
+    except SplitError as error:
+        print(
+            f"Note: {error}. Right if the split was made with a smaller --group-distance; wrong "
+            "if it was made of other photos of these names",
+            flush=True,
+        )
 
 
 def _names(value: object) -> tuple[str, ...]:
@@ -331,8 +353,8 @@ def _names(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _check(split: Split, photos: Collection[str], groups: Mapping[str, int], path: Path) -> None:
-    """Raise where a split does not fit the data or leaks."""
+def _check_names(split: Split, photos: Collection[str], path: Path) -> None:
+    """Raise where a split does not fit the data."""
     named = Counter(photo for part in fields(Split) for photo in getattr(split, part.name))
     unknown = [photo for photo in named if photo not in photos]
     if unknown:
@@ -340,6 +362,10 @@ def _check(split: Split, photos: Collection[str], groups: Mapping[str, int], pat
     double = [photo for photo, count in named.items() if count > 1]
     if double:
         raise SplitError(f"{path} names {len(double)} photos twice: {double[:3]}")
+
+
+def _check_groups(split: Split, groups: Mapping[str, int], path: Path) -> None:
+    """Raise where a split leaks."""
     part_of_group: dict[int, tuple[str, str]] = {}
     for part in fields(Split):
         for photo in getattr(split, part.name):

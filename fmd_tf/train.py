@@ -20,6 +20,7 @@ import numpy as np
 from fmd_tf.calibration import fit_temperature, rarity_offsets, rescale_logits
 from fmd_tf.checkpoints import (
     BEST_MODEL,
+    EXPORTED,
     RunFolder,
     require_space,
     require_writable,
@@ -96,6 +97,7 @@ def train_and_evaluate(config: TrainConfig) -> dict:
         )
         crops = crops.at_least(config.min_face_size)
         run = _train(config, crops, split, config.checkpoint_dir, "split.json", _cutter(config))
+        _remove_results_of_others(config, ["split.json"])
         model, card = load_model(run.best_model)
         report = _evaluate(config, crops, split, model)
         _write_history(config, card, run)
@@ -170,8 +172,13 @@ def _train(
 ) -> RunFolder:
     """Train one model, or go on with it, up to its best checkpoint."""
     _require_faces(config, crops, split)
-    teaching = _teaching(config, split, cut)
     run = RunFolder(checkpoint_dir)
+    if config.distill and config.distill.resolve() == run.best_model.resolve():
+        raise ConfigError(
+            f"--distill: {config.distill} would be written over by its student; "
+            "choose another --checkpoint-dir"
+        )
+    teaching = _teaching(config, split, cut)
     run.open(_identity(config, crops, split), config.overwrite)
     # Only now: a run that is refused must leave the results of the one before as they are.
     save_split(split, crops.group_of_photo, config.results_dir / "metrics" / split_name)
@@ -357,7 +364,7 @@ def _with_report(card: ModelCard, report: dict, part: str, seconds: float) -> Mo
 
 def _export_once(model: keras.Model, card: ModelCard, export_dir: Path, run: RunFolder) -> None:
     """Export the best model, unless a rerun finds that it has been."""
-    record = run.path / "exported.txt"
+    record = run.path / EXPORTED
     version = Path(record.read_text(encoding="utf-8")) if record.is_file() else None
     if version is None or version.parent != export_dir or not version.is_dir():
         version = export_saved_model(model, card, export_dir)
@@ -374,6 +381,11 @@ def _cross_validate(config: TrainConfig, crops: Crops) -> tuple[dict, float]:
     cut = _cutter(config)
     seconds = 0.0
     for index, split in enumerate(folds):
+        _require_faces(config, crops, split)
+        teacher = _with_teacher_of(f"fold-{index}", config).distill
+        if teacher and not teacher.is_file():
+            raise ConfigError(f"--distill: no {teacher}; expected a training with --folds")
+    for index, split in enumerate(folds):
         print(f"Fold {index + 1} of {len(folds)}", flush=True)
         name = f"fold-{index}"
         run = _train(
@@ -389,6 +401,7 @@ def _cross_validate(config: TrainConfig, crops: Crops) -> tuple[dict, float]:
         probabilities[tested] = _predict(config, model, crops.select(split.test)).probabilities
         seconds += _seconds(run)
         keras.backend.clear_session()
+    _remove_results_of_others(config, [f"split-fold-{index}.json" for index in range(len(folds))])
     report = write_report(
         config.results_dir,
         Predictions.from_crops(crops, probabilities),
@@ -396,6 +409,21 @@ def _cross_validate(config: TrainConfig, crops: Crops) -> tuple[dict, float]:
         crops_images=crops.images,
     )
     return report, seconds
+
+
+def _remove_results_of_others(config: TrainConfig, splits: Sequence[str]) -> None:
+    """Remove what another run left in the results and this one does not write.
+
+    Args:
+        config: The run.
+        splits: Names of the run's own splits.
+    """
+    folder = config.results_dir / "metrics"
+    stale = {*folder.glob("split*.json")} - {folder / name for name in splits}
+    if config.folds:  # There is no one model that these could be of.
+        stale |= {*folder.glob("training_history.*"), *folder.glob("gradcam.png")}
+    for path in stale:
+        path.unlink()
 
 
 def _with_teacher_of(fold: str, config: TrainConfig) -> TrainConfig:

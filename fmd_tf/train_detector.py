@@ -87,12 +87,12 @@ def train_and_evaluate(config: DetectorConfig) -> dict:
     parts = {name: _select(folder, getattr(split, name)) for name in ("train", "val", "test")}
     for name, part in parts.items():
         print(f"{name}: {len(part)} photos, {sum(len(each.faces) for each in part)} faces")
-    run = RunFolder(config.checkpoint_dir)
+    run = RunFolder(config.checkpoint_dir, BEST_DETECTOR)
     run.open(_identity(config, parts["train"], parts["val"]), config.overwrite)
     # Only now: a run that is refused must leave the results of the one before as they are.
     save_split(split, groups, config.results_dir / "metrics" / "split.json")
     _train(config, run, parts["train"], parts["val"])
-    path = _finish(config, run.path / BEST_DETECTOR, parts["val"], split)
+    path = _finish(config, run.best_model, parts["val"], split)
     tested = "test" if parts["test"] else "val"
     if tested == "val":
         print("No test part: the figures below are of the validation photos, and flattering.")

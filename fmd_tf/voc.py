@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from lxml import etree
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from fmd_tf import CLASS_NAMES, boxes
 from fmd_tf.boxes import Box
@@ -398,17 +398,29 @@ class _Reader(_XmlReader):
         return Face(label, box) if box else None
 
 
-def misread_kind(image: Image.Image) -> str | None:
+def misread_kind(image: ImageFile.ImageFile) -> str | None:
     """Name kinds that TensorFlow decodes wrongly (a palette's numbers as grays) or not at all.
 
     Args:
-        image: As `PIL.Image.open` gives it.
+        image: As `PIL.Image.open` gives it, not loaded yet.
     """
-    if image.format == "BMP" and image.mode not in ("L", "RGB", "RGBA"):
-        return "BMP with a palette"
+    if image.format == "BMP":
+        if image.mode not in ("L", "RGB", "RGBA"):
+            return "BMP with a palette"
+        if not _has_usual_header(image):
+            return "BMP of 16 bits a pixel or with an old header"
     if image.format == "WEBP" and (image.mode == "RGBA" or getattr(image, "n_frames", 1) > 1):
         return "WebP with transparency or many frames"
     return None
+
+
+def _has_usual_header(image: ImageFile.ImageFile) -> bool:
+    """Tell whether a BMP begins as Windows 3 wrote it, or later ones, with 8, 24 or 32 bits."""
+    assert image.fp is not None, "it is not loaded yet"
+    image.fp.seek(0)
+    header = image.fp.read(30)
+    size, bits = (int.from_bytes(header[at], "little") for at in (slice(14, 18), slice(28, 30)))
+    return size >= 40 and bits in (8, 24, 32)
 
 
 def _decoded_size(photo: Path) -> tuple[int, int]:

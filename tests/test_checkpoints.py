@@ -16,8 +16,27 @@ def _open(path: Path, overwrite: bool = False, **identity: object) -> RunFolder:
 
 
 def test_the_same_run_goes_on(tmp_path: Path):
+    run = _open(tmp_path / "run")
+    (run.path / "state-head-000").mkdir()
+    run.best_model.write_text("best")
     _open(tmp_path / "run")
-    assert _open(tmp_path / "run").latest() is None
+    assert (run.path / "state-head-000").is_dir() and run.best_model.read_text() == "best"
+
+
+def test_a_model_without_its_run_is_not_written_over(tmp_path: Path):
+    run = RunFolder(tmp_path)
+    run.best_model.write_text("of elsewhere")
+    for finished in (False, True):  # The second one's states were deleted, to make room.
+        with pytest.raises(CheckpointError, match=r"best_model\.keras is of another run"):
+            _open(tmp_path)
+        if not finished:
+            _open(tmp_path, overwrite=True)
+            run.best_model.write_text("of this run")
+            _open(tmp_path)  # Killed before its first state.
+            (tmp_path / "exported.txt").write_text("savedmodel/1")
+    run.best_model.unlink()
+    _open(tmp_path)
+    assert not (tmp_path / "exported.txt").exists()  # What comes must be exported too.
 
 
 def test_another_run_is_refused_with_the_difference(tmp_path: Path):

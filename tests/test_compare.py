@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from fmd_tf.compare import main
 from fmd_tf.evaluate import write_report
@@ -9,12 +10,20 @@ from fmd_tf.metrics import Predictions
 NAMES = ("a", "b")
 
 
-def _results(folder: Path, predicted: list[int], photos: str = "wxyz") -> Path:
+def _results(
+    folder: Path,
+    predicted: list[int],
+    photos: str = "wxyz",
+    labels: tuple[int, ...] = (0, 0, 0, 1),
+    groups: tuple[int, ...] = (0, 1, 2, 3),
+) -> Path:
     """A results folder of four faces of classes a, a, a, b in four photos."""
     folder.mkdir()
     probabilities = np.where(np.eye(2, dtype=bool)[predicted], 0.75, 0.25).astype(np.float32)
-    labels, boxes = np.array([0, 0, 0, 1]), np.tile([0, 0, 20, 20], (4, 1))
-    predictions = Predictions(probabilities, labels, boxes, tuple(photos), np.arange(4))
+    boxes = np.tile([0, 0, 20, 20], (4, 1))
+    predictions = Predictions(
+        probabilities, np.array(labels), boxes, tuple(photos), np.array(groups)
+    )
     write_report(folder, predictions, NAMES, num_bootstrap=2)
     return folder
 
@@ -33,11 +42,19 @@ def test_rows_and_differences(tmp_path: Path, capsys):
     assert [row[6] for row in rows[2:]] == ["0.000", "0.250"]
 
 
-def test_other_faces_are_refused(tmp_path: Path, capsys):
+@pytest.mark.parametrize("other", [{"photos": "wxyq"}, {"labels": (0, 0, 1, 1)}])
+def test_other_faces_and_mended_labels_are_refused(tmp_path: Path, capsys, other: dict):
     base = _results(tmp_path / "base", [0, 0, 1, 1])
-    other = _results(tmp_path / "other", [0, 0, 1, 1], photos="wxyq")
-    assert main([str(base), str(other)]) == 2
-    assert "is of other faces or classes" in capsys.readouterr().err
+    folder = _results(tmp_path / "other", [0, 0, 1, 1], **other)
+    assert main([str(base), str(folder)]) == 2
+    assert "is of other faces, labels or classes" in capsys.readouterr().err
+
+
+def test_the_same_answers_do_not_differ_however_photos_are_grouped(tmp_path: Path, capsys):
+    base = _results(tmp_path / "base", [0, 0, 1, 1])
+    other = _results(tmp_path / "other", [0, 0, 1, 1], groups=(0, 0, 2, 3))
+    assert main([str(base), str(other)]) == 0
+    assert capsys.readouterr().out.count("+0.000 to +0.000") == 2
 
 
 def test_a_folder_without_predictions_is_named(tmp_path: Path, capsys):

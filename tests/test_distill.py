@@ -132,6 +132,10 @@ def test_training_with_a_teacher(sample_dir: Path, tmp_path: Path, capsys):
     card = load_model(tmp_path / "student" / "c" / "best_model.keras")[1]
     assert card.image_size == 38 and card.training["report"]["part"] == "test"
     capsys.readouterr()
+    # A student in the teacher's own folder would take its place.
+    own = ("--distill", teacher, "--split-file", split, "--overwrite")
+    assert _train(sample_dir, tmp_path / "teacher", "--image-size", "38", *own) == 2
+    assert "would be written over by its student" in capsys.readouterr().err
     assert _train(sample_dir, tmp_path / "other", *distill) == 2
     assert "another split" in capsys.readouterr().err
     assert not (tmp_path / "other" / "r" / "metrics" / "split.json").exists()

@@ -85,6 +85,24 @@ def test_a_persons_verdict_goes_first(tmp_path: Path, data_dir: Path):
     assert summary["mistakes"] == {"hand": 1, "tiny": 1}
 
 
+def test_verdicts_are_not_written_over(tmp_path: Path, data_dir: Path, capsys):
+    _run(tmp_path / "one", 0.97)
+    table = tmp_path / "out" / "metrics" / "mistakes.csv"
+    assert _call(tmp_path, data_dir)[0] == 0
+    assert _call(tmp_path, data_dir)[0] == 0  # What it has written itself it writes again.
+    said = table.read_text().replace("0,0,20,20,label,", "0,0,20,20,hand,")
+    # As a spreadsheet saves it.
+    table.write_text(said, encoding="utf-8-sig")
+    assert _call(tmp_path, data_dir)[0] == 2
+    assert "has other verdicts, which would be lost" in capsys.readouterr().err
+    code, folder = _call(tmp_path, data_dir, "--verdicts", str(table))
+    assert code == 0
+    assert json.loads((folder / "label_noise.json").read_text())["mistakes"]["hand"] == 1
+    # Nothing is written before all is read.
+    assert _call(tmp_path, tmp_path / "none", "--verdicts", str(table))[0] == 2
+    assert ",hand," in table.read_text()
+
+
 def test_names_with_commas_and_dollars_come_back(tmp_path: Path, data_dir: Path):
     name = "door, 1 $a_$.png"
     (data_dir / "images" / "a.png").rename(data_dir / "images" / name)
@@ -131,3 +149,6 @@ def test_unusable_verdicts_are_named(tmp_path: Path, data_dir: Path, capsys):
     (tmp_path / "v.csv").write_text("photo,verdict\na.png,hand\n")
     assert _call(tmp_path, data_dir, "--verdicts", str(tmp_path / "v.csv"))[0] == 2
     assert "v.csv: expected a CSV with the columns photo, xmin" in capsys.readouterr().err
+    (tmp_path / "v.csv").write_text("photo,xmin,ymin,xmax,ymax,verdict\na.png,0,0,20,20\n")
+    assert _call(tmp_path, data_dir, "--verdicts", str(tmp_path / "v.csv"))[0] == 2
+    assert "no verdict on a.png" in capsys.readouterr().err

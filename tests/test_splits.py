@@ -129,11 +129,17 @@ def test_bad_split_files(tmp_path: Path, text: str, expected: str):
         load_split(tmp_path / "split.json", {"a": 0, "b": 0})
 
 
-def test_a_split_is_checked_by_the_groups_with_which_it_was_made(tmp_path: Path):
+def test_a_split_is_checked_by_the_groups_with_which_it_was_made(tmp_path: Path, capsys):
     """Groups may have been smaller then, as `--group-distance` says."""
     path = tmp_path / "split.json"
     save_split(Split(("a",), ("b",), ()), {"a": 0, "b": 1}, path)
-    assert load_split(path, {"a": 0, "b": 0}).val == ("b",)
+    assert load_split(path, {"a": 0, "b": 1}).val == ("b",)
+    assert capsys.readouterr().out == ""
+    # Or these are other photos: nobody but the user knows.
+    assert load_split(path, {"a": 0, "b": 0, "c": 1}).val == ("b",)
+    said = capsys.readouterr().out
+    assert "leaks: a (train) and b (val)" in said and "smaller --group-distance" in said
+    assert f"1 photos are in no part of {path}" in said
     save_split(Split(("a",), ("b",), ()), {"a": 0, "b": 0}, path)
     with pytest.raises(SplitError, match="leaks"):
         load_split(path, {"a": 0, "b": 1})
@@ -190,6 +196,17 @@ def test_copies_are_one_group_and_others_are_not(voc_dir: Path):
     groups = group_photos(read_folder(voc_dir).annotations)
     assert groups["first.png"] == groups["copy.png"]
     assert len(set(groups.values())) == 3  # good, first with its copy, second
+
+
+def test_photos_of_16_bits_are_told_apart(voc_dir: Path):
+    """Infrared cameras write them; as 8 bits all but the darkest would be white."""
+    for stem in ("first", "second"):
+        add_photo(voc_dir, stem)
+        path = voc_dir / "images" / f"{stem}.png"
+        with Image.open(path) as photo:
+            gray = np.asarray(photo.convert("L")).astype(np.uint16) * 257
+        Image.fromarray(gray).save(path)
+    assert len(set(group_photos(read_folder(voc_dir).annotations).values())) == 3
 
 
 def test_shots_of_one_camera_are_one_group_unless_only_copies_are(voc_dir: Path):

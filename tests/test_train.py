@@ -141,7 +141,14 @@ def test_a_part_of_small_faces_alone_is_said_before_training(sample_dir, tmp_pat
 
 def test_folds_pool_predictions_of_every_face(sample_dir: Path, tmp_path: Path, capsys):
     more = ["--folds", "2", "--epochs", "1", "--scheduler", "cosine"]
+    folder = tmp_path / "results" / "metrics"
+    folder.mkdir(parents=True)
+    for name in ("split.json", "split-fold-2.json", "gradcam.png", "training_history.json"):
+        (folder / name).write_text("of a run before")
     assert train.main(_arguments(sample_dir, tmp_path, *more)) == 0
+    splits = {path.name for path in folder.glob("split*")}
+    assert splits == {"split-fold-0.json", "split-fold-1.json"}
+    assert not list(folder.glob("gradcam.png")) + list(folder.glob("training_history.*"))
     metrics = json.loads((tmp_path / "results" / "metrics" / "metrics.json").read_text())
     xml = [path.read_text() for path in (sample_dir / "annotations").iterdir()]
     assert metrics["all_faces"]["num_faces"] == sum(text.count("<object>") for text in xml)
@@ -187,6 +194,18 @@ def test_ctrl_c_ends_cleanly(sample_dir: Path, tmp_path: Path):
     assert process.returncode == 130
     assert "Traceback" not in "".join(lines)
     assert lines[-1] == "Stopped. The same command goes on at the last saved epoch.\n"
+
+
+def test_ctrl_c_says_how_a_run_that_was_begun_anew_goes_on(
+    sample_dir, tmp_path, monkeypatch, capsys
+):
+    def stop(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "train_and_evaluate", stop)
+    for more, said in (([], "The same command goes"), (["--overwrite"], "without --overwrite")):
+        assert train.main(_arguments(sample_dir, tmp_path, *more)) == 130
+        assert said in capsys.readouterr().err
 
 
 def test_too_little_room_is_said_before_training(

@@ -164,6 +164,20 @@ def test_a_bmp_with_a_palette_is_a_problem(voc_dir: Path):
         read_folder(voc_dir)
 
 
+@pytest.mark.parametrize(("offset", "value"), [(28, 16), (14, 12)])
+def test_a_bmp_that_tensorflow_does_not_decode_is_a_problem(voc_dir: Path, offset, value):
+    """Of 16 bits a pixel; or as OS/2 wrote it, with a shorter header."""
+    path = voc_dir / "images" / "good.png"
+    Image.new("RGB", (40, 30)).save(path, format="BMP")
+    data = bytearray(path.read_bytes())
+    data[offset] = value
+    if value == 12:  # Then two bytes each for width, height, planes and bits.
+        data[18:26] = bytes([40, 0, 30, 0, 1, 0, 24, 0])
+    path.write_bytes(data)
+    with pytest.raises(AnnotationError, match="a BMP of 16 bits a pixel or with an old header"):
+        read_folder(voc_dir)
+
+
 @pytest.mark.parametrize("missing", ["images", "annotations"])
 def test_missing_folders(voc_dir: Path, missing: str):
     (voc_dir / missing).rename(voc_dir / "elsewhere")
