@@ -184,6 +184,15 @@ def _compile(model: keras.Model, recipe: Recipe, lr: float, epochs: int, num_fac
     )
     # Saved states are loaded into these variables, so they must be there before training.
     model.optimizer.build(model.trainable_variables)
+    if not tf.distribute.has_strategy():  # With one, Keras does it.
+        _build_metrics(model, recipe.num_classes)
+
+
+def _build_metrics(model: keras.Model, num_classes: int) -> None:
+    """Make the metrics' variables: made in the first step, they have TensorFlow trace it twice."""
+    nothing = np.zeros((1, num_classes), np.float32)
+    model.compute_metrics(None, nothing, nothing)
+    model.reset_metrics()
 
 
 def _fit(
