@@ -1,6 +1,5 @@
 """A student learns from a teacher that may teach it, and only from such a one."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -139,19 +138,3 @@ def test_training_with_a_teacher(sample_dir: Path, tmp_path: Path, capsys):
     assert _train(sample_dir, tmp_path / "other", *distill) == 2
     assert "another split" in capsys.readouterr().err
     assert not (tmp_path / "other" / "r" / "metrics" / "split.json").exists()
-
-
-def test_each_fold_has_its_own_teacher(sample_dir: Path, tmp_path: Path, capsys):
-    folds = ("--folds", "2", "--image-size", "38", "--head-epochs", "0")
-    assert _train(sample_dir, tmp_path / "teachers", *folds) == 0
-    teachers = tmp_path / "teachers" / "c"
-    distill = (*folds, "--distill", str(teachers))
-    assert _train(sample_dir, tmp_path / "students", *distill) == 0
-    for fold in ("fold-0", "fold-1"):
-        record = json.loads((tmp_path / "students" / "c" / fold / "run.json").read_text())
-        assert record["distill"] == str(teachers / fold / "best_model.keras")
-    capsys.readouterr()
-    assert _train(sample_dir, tmp_path / "other", *distill, "--seed", "5") == 2
-    assert "its --folds and --seed" in capsys.readouterr().err
-    assert _train(sample_dir, tmp_path / "none", *folds, "--distill", str(tmp_path / "x")) == 2
-    assert "fold-0" in capsys.readouterr().err

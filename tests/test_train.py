@@ -124,10 +124,15 @@ def test_another_configuration_is_refused(trained: Path, sample_dir: Path, capsy
     assert "holds a run with lr None (now 0.5)" in capsys.readouterr().err
 
 
-def test_a_split_can_be_read_back(trained: Path, sample_dir: Path, tmp_path: Path):
+def _stop(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_split_can_be_read_back(trained: Path, sample_dir: Path, tmp_path: Path, monkeypatch):
     split_file = trained / "results" / "metrics" / "split.json"
-    more = ["--split-file", str(split_file), "--seed", "3", "--epochs", "1"]
-    assert train.main(_arguments(sample_dir, tmp_path, *more)) == 0
+    more = ["--split-file", str(split_file), "--seed", "3"]
+    monkeypatch.setattr(train, "train_model", _stop)  # It is written before.
+    assert train.main(_arguments(sample_dir, tmp_path, *more)) == 130
     again = json.loads((tmp_path / "results" / "metrics" / "split.json").read_text())
     assert again == json.loads(split_file.read_text())
 
@@ -139,19 +144,44 @@ def test_a_part_of_small_faces_alone_is_said_before_training(sample_dir, tmp_pat
     assert not (tmp_path / "checkpoints" / "run.json").exists()
 
 
-def test_folds_pool_predictions_of_every_face(sample_dir: Path, tmp_path: Path, capsys):
-    more = ["--folds", "2", "--epochs", "1", "--scheduler", "cosine"]
-    folder = tmp_path / "results" / "metrics"
-    folder.mkdir(parents=True)
+FOLDS = ("--folds", "2", "--epochs", "1", "--scheduler", "cosine")
+
+
+@pytest.fixture(scope="module")
+def folded(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cross-validation, into results of another run."""
+    folder = tmp_path_factory.mktemp("folded")
+    metrics = folder / "results" / "metrics"
+    metrics.mkdir(parents=True)
     for name in ("split.json", "split-fold-2.json", "gradcam.png", "training_history.json"):
-        (folder / name).write_text("of a run before")
-    assert train.main(_arguments(sample_dir, tmp_path, *more)) == 0
+        (metrics / name).write_text("of a run before")
+    assert train.main(_arguments(sample_dir, folder, *FOLDS)) == 0
+    return folder
+
+
+def test_folds_pool_predictions_of_every_face(folded: Path, sample_dir: Path):
+    folder = folded / "results" / "metrics"
     splits = {path.name for path in folder.glob("split*")}
     assert splits == {"split-fold-0.json", "split-fold-1.json"}
     assert not list(folder.glob("gradcam.png")) + list(folder.glob("training_history.*"))
-    metrics = json.loads((tmp_path / "results" / "metrics" / "metrics.json").read_text())
+    metrics = json.loads((folder / "metrics.json").read_text())
     xml = [path.read_text() for path in (sample_dir / "annotations").iterdir()]
     assert metrics["all_faces"]["num_faces"] == sum(text.count("<object>") for text in xml)
+
+
+def test_each_fold_has_its_own_teacher(folded: Path, sample_dir: Path, tmp_path: Path, capsys):
+    teachers = folded / "checkpoints"
+    distill = (*FOLDS, "--distill", str(teachers))
+    assert train.main(_arguments(sample_dir, tmp_path, *distill)) == 0
+    for fold in ("fold-0", "fold-1"):
+        record = json.loads((tmp_path / "checkpoints" / fold / "run.json").read_text())
+        assert record["distill"] == str(teachers / fold / "best_model.keras")
+    capsys.readouterr()
+    assert train.main(_arguments(sample_dir, tmp_path / "other", *distill, "--seed", "5")) == 2
+    assert "its --folds and --seed" in capsys.readouterr().err
+    nowhere = (*FOLDS, "--distill", str(tmp_path / "x"))
+    assert train.main(_arguments(sample_dir, tmp_path / "none", *nowhere)) == 2
+    assert "fold-0" in capsys.readouterr().err
 
 
 # A shell that starts the tests in the background lets them, and their children, ignore Ctrl-C.
@@ -199,10 +229,7 @@ def test_ctrl_c_ends_cleanly(sample_dir: Path, tmp_path: Path):
 def test_ctrl_c_says_how_a_run_that_was_begun_anew_goes_on(
     sample_dir, tmp_path, monkeypatch, capsys
 ):
-    def stop(config):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(train, "train_and_evaluate", stop)
+    monkeypatch.setattr(train, "train_and_evaluate", _stop)
     for more, said in (([], "The same command goes"), (["--overwrite"], "without --overwrite")):
         assert train.main(_arguments(sample_dir, tmp_path, *more)) == 130
         assert said in capsys.readouterr().err
