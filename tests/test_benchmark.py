@@ -1,4 +1,5 @@
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from fmd_tf import benchmark_recipe
 from fmd_tf.benchmark import main
 from fmd_tf.benchmark_infer import format_infer
 from fmd_tf.benchmark_serving import format_serving
+from fmd_tf.config import TrainConfig
 from fmd_tf.detector import DetectorCard, build_detector
 from fmd_tf.export import export_saved_model
 from fmd_tf.formats import FORMATS
@@ -99,6 +101,7 @@ def test_whole_runs_are_timed_to_the_same_macro_f1(
 ) -> None:
     monkeypatch.setattr(benchmark_recipe, "_PEER_MODEL", "mobilenet")  # ResNet50 takes a minute.
     monkeypatch.setattr(benchmark_recipe, "_PEER_SIZE", 64)
+    monkeypatch.setattr(benchmark_recipe, "TrainConfig", partial(TrainConfig, epochs=2))
     few = write_sample(tmp_path / "voc", num_photos=8, seed=1)
     report = benchmark_recipe.benchmark_recipe(few, 1, "mobilenet", 38, "none", "none")
     peer, own = report["peer"], report["own"]
