@@ -38,6 +38,7 @@ from fmd_tf.detector_pipeline import train_views, views_per_epoch
 from fmd_tf.devices import select_device
 from fmd_tf.download import find_data
 from fmd_tf.evaluate_detector import (
+    Contender,
     find_all,
     format_report,
     load_peer,
@@ -92,17 +93,16 @@ def train_and_evaluate(config: DetectorConfig) -> dict:
     # Only now: a run that is refused must leave the results of the one before as they are.
     save_split(split, groups, config.results_dir / "metrics" / "split.json")
     _train(config, run, parts["train"], parts["val"])
-    path = _finish(config, run.best_model, parts["val"], split)
+    trained = _finish(config, run.best_model, parts["val"], split)
     tested = "test" if parts["test"] else "val"
     if tested == "val":
         print("No test part: the figures below are of the validation photos, and flattering.")
-    detectors = {"trained": trained_contender(*load_detector(path)), **peer}
-    figures = report(detectors, parts[tested], config.class_names, groups)
+    figures = report({"trained": trained, **peer}, parts[tested], config.class_names, groups)
     write_text(
         config.results_dir / "metrics" / "detector.json",
         json.dumps({"settings": asdict(config), **figures}, indent=2, default=str),
     )
-    print(f"Best detector: {path}\n{format_report(figures)}")
+    print(f"Best detector: {run.best_model}\n{format_report(figures)}")
     return figures
 
 
@@ -251,10 +251,13 @@ def _save(
     save_detector(model, card, config.checkpoint_dir / BEST_DETECTOR)
 
 
-def _finish(config: DetectorConfig, path: Path, val: Sequence[Annotation], split: Split) -> Path:
+def _finish(
+    config: DetectorConfig, path: Path, val: Sequence[Annotation], split: Split
+) -> Contender:
     """Choose the threshold on validation photos; keep it, and the split, in the card."""
     model, card = load_detector(path)
-    found = find_all(trained_contender(model, card), val, config.class_names)
+    trained = trained_contender(model, card)
+    found = find_all(trained, val, config.class_names)
     threshold = choose_threshold(found, config.precision)
     if threshold is None:
         threshold = DetectorCard(config.image_size).threshold
@@ -263,7 +266,7 @@ def _finish(config: DetectorConfig, path: Path, val: Sequence[Annotation], split
         print(f"Threshold {threshold:.3f}: precision {config.precision} on the validation photos")
     training = {**card.training, "split": split_digest(split)}
     save_detector(model, replace(card, threshold=threshold, training=training), path)
-    return path
+    return replace(trained, threshold=threshold)
 
 
 def _identity(
