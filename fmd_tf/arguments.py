@@ -25,10 +25,7 @@ def at_least(least: int) -> Callable[[str], int]:
 
 def fraction(text: str) -> float:
     """Return a number of 0 to 1."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = float("nan")
+    number = _number(text)
     if not 0.0 <= number <= 1.0:
         raise argparse.ArgumentTypeError(f"expected a number of 0 to 1, got {text!r}")
     return number
@@ -36,12 +33,17 @@ def fraction(text: str) -> float:
 
 def duration(text: str) -> float:
     """Return a time of more than 0 and less than a million seconds."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = float("nan")
+    number = _number(text)
     if not 0 < number < 1e6:
         raise argparse.ArgumentTypeError(
             f"expected more than 0 and less than 1000000 seconds, got {text!r}"
         )
     return number
+
+
+def _number(text: str) -> float:
+    """Return NaN, which lies in no range, for what is no number."""
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")

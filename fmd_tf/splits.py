@@ -325,11 +325,10 @@ def load_split(path: Path | str, groups: Mapping[str, int]) -> Split:
         ) from error
     named = {photo for photos in asdict(split).values() for photo in photos}
     _check_names(split, groups, path)
-    if named <= groups_then.keys():
-        _check_groups(split, groups_then, path)
+    has_groups = named <= groups_then.keys()
+    _check_groups(split, groups_then if has_groups else groups, path)
+    if has_groups:
         _note_other_groups(split, groups, path)
-    else:
-        _check_groups(split, groups, path)
     if left_out := len(groups) - len(named):
         print(f"{left_out} photos are in no part of {path} and left out", flush=True)
     return split

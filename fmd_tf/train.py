@@ -96,6 +96,7 @@ def train_and_evaluate(config: TrainConfig) -> dict:
             config.split_file,
         )
         crops = crops.at_least(config.min_face_size)
+        _require_faces(config, crops, split)
         run = _train(config, crops, split, config.checkpoint_dir, "split.json", _cutter(config))
         _remove_results_of_others(config, ["split.json"])
         model, card = load_model(run.best_model)
@@ -171,7 +172,6 @@ def _train(
     cut: Callable[[int], Crops],
 ) -> RunFolder:
     """Train one model, or go on with it, up to its best checkpoint."""
-    _require_faces(config, crops, split)
     run = RunFolder(checkpoint_dir)
     if config.distill and config.distill.resolve() == run.best_model.resolve():
         raise ConfigError(
