@@ -1,7 +1,7 @@
 """Shared test data: a drawn data set, small VOC folders, and the real data where it is."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -25,6 +25,16 @@ def real_dir() -> Path:
     if not folder:
         pytest.skip("FMD_DATA_DIR names no folder with the real data")
     return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def shallow_backbone() -> Iterator[None]:
+    """Let "mobilenet" be a network that TensorFlow traces quickly, see `tests.backbone`."""
+    from tests.backbone import make_shallow
+
+    with pytest.MonkeyPatch.context() as patch:
+        make_shallow(patch)
+        yield
 
 
 def voc_xml(

@@ -16,6 +16,8 @@ from fmd_tf.sample_data import write_sample
 from tests.conftest import add_photo
 from tests.serving import CARD, tiny_model
 
+pytestmark = pytest.mark.usefixtures("shallow_backbone")
+
 
 def test_serving_measures_both_ways(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     export_saved_model(tiny_model(), CARD, tmp_path / "face_mask")

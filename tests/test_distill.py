@@ -14,6 +14,7 @@ from fmd_tf.distill import WEIGHT, DistilledModel, Teacher, distillation_loss, l
 from fmd_tf.model import ModelCard, ModelError, load_model, logits_model, save_model
 from tests.serving import faces, tiny_model
 
+pytestmark = pytest.mark.usefixtures("shallow_backbone")
 CARD = ModelCard(CLASS_NAMES, 32, training={"split": "abc", "temperature": 1.0})
 
 

@@ -1,7 +1,8 @@
 """Every command and every piece of Python in the documentation runs.
 
 Each runs as it stands, in a folder that holds what it names: a data set `DIR`, `photo.jpg`, a
-classifier, a detector, an export and its server. Trainings get flags that make them short.
+classifier, a detector, an export and its server. Trainings get flags that make them short, and a
+shallow backbone.
 """
 
 import importlib
@@ -33,6 +34,7 @@ from fmd_tf.voc import Annotation, read_folder
 from tests.serving import CARD, encode, faces, process
 from tests.test_video import write_video
 
+pytestmark = pytest.mark.usefixtures("shallow_backbone")
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "CONTRIBUTING.md", "savedmodel/README.md", "docs/*.md")
 DEFAULT_URL = "http://127.0.0.1:8501"

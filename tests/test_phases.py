@@ -14,7 +14,9 @@ from fmd_tf.input_pipeline import Crops
 from fmd_tf.model import build_model, dtype_policy, features_model
 from fmd_tf.phases import FINE_TUNE, HEAD, Recipe, Teaching, _Average, train_model
 from fmd_tf.row_file import RowFile
+from tests.backbone import shallow_mobilenet
 
+pytestmark = pytest.mark.usefixtures("shallow_backbone")
 RECIPE = Recipe(
     num_classes=3,
     epochs=3,
@@ -83,7 +85,7 @@ def _train(
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("weights") / "mobilenet.weights.h5"
     keras.utils.set_random_seed(1)
-    keras.applications.MobileNetV2(include_top=False, weights=None).save_weights(path)
+    shallow_mobilenet((None, None, 3), "backbone").save_weights(path)
     return str(path)
 
 

@@ -1,8 +1,7 @@
-"""The whole run through its entry point, on drawn data with a small model."""
+"""The whole run through its entry point, on drawn data with a shallow backbone."""
 
 import csv
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,6 +15,8 @@ import tensorflow as tf
 from fmd_tf import checkpoints, evaluate, train
 from fmd_tf.model import load_model
 
+pytestmark = pytest.mark.usefixtures("shallow_backbone")
+ROOT = Path(__file__).parent.parent
 SMALL = [
     *("--model-name", "mobilenet", "--weights", "none", "--image-size", "38"),
     *("--epochs", "2", "--batch-size", "16"),
@@ -185,22 +186,32 @@ def test_each_fold_has_its_own_teacher(folded: Path, sample_dir: Path, tmp_path:
 
 
 # A shell that starts the tests in the background lets them, and their children, ignore Ctrl-C.
-INTERRUPTIBLE = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)
+INTERRUPTIBLE = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+TWO_DEVICES = """
+import tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+"""
+MAIN = """
+import sys
+import pytest
 from fmd_tf.train import main
+from tests.backbone import make_shallow
+make_shallow(pytest.MonkeyPatch())
 sys.exit(main(sys.argv[1:]))
 """
 
 
-def _python(arguments: list[str]) -> subprocess.Popen:
-    command = [sys.executable, "-u", "-c", INTERRUPTIBLE, *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def _python(before: str, arguments: list[str]) -> subprocess.Popen:
+    """Start a training in a process of its own, after some preparation."""
+    command = [sys.executable, "-u", "-c", f"{before}\n{MAIN}", *arguments]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, **streams, text=True, cwd=ROOT)
 
 
 def test_kill_9_and_the_same_command(trained: Path, sample_dir: Path, tmp_path: Path):
     """A process killed while it trains goes on and ends with the figures of `trained`."""
-    with _python(_arguments(sample_dir, tmp_path)) as process:
+    with _python(INTERRUPTIBLE, _arguments(sample_dir, tmp_path)) as process:
         for line in process.stdout:
             if line.startswith("Epoch 2"):
                 process.send_signal(signal.SIGKILL)
@@ -215,7 +226,7 @@ def test_kill_9_and_the_same_command(trained: Path, sample_dir: Path, tmp_path: 
 
 
 def test_ctrl_c_ends_cleanly(sample_dir: Path, tmp_path: Path):
-    with _python(_arguments(sample_dir, tmp_path)) as process:
+    with _python(INTERRUPTIBLE, _arguments(sample_dir, tmp_path)) as process:
         lines = []
         for line in process.stdout:
             lines.append(line)
@@ -239,25 +250,15 @@ def test_too_little_room_is_said_before_training(
     sample_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
     monkeypatch.setattr(
-        checkpoints.shutil, "disk_usage", lambda folder: SimpleNamespace(free=5_000_000)
+        checkpoints.shutil, "disk_usage", lambda folder: SimpleNamespace(free=500_000)
     )
     assert train.main(_arguments(sample_dir, tmp_path)) == 2
-    assert "has 5 MB free and the run needs" in capsys.readouterr().err
-
-
-MIRRORED = """
-import sys
-import tensorflow as tf
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from fmd_tf.train import main
-sys.exit(main(sys.argv[1:]))
-"""
+    assert "has 0 MB free and the run needs 1 MB" in capsys.readouterr().err
 
 
 def test_mirrored_strategy_on_two_logical_devices(sample_dir: Path, tmp_path: Path):
     arguments = _arguments(sample_dir, tmp_path, "--strategy", "mirrored", "--epochs", "1")
-    command = [sys.executable, "-c", MIRRORED, *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ})
-    assert result.returncode == 0, result.stderr
+    with _python(TWO_DEVICES, arguments) as process:
+        output, _ = process.communicate()
+    assert process.returncode == 0, output
     assert (tmp_path / "checkpoints" / "best_model.keras").is_file()

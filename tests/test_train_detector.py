@@ -9,6 +9,8 @@ from fmd_tf.model import ModelCard, build_model, save_model
 from fmd_tf.voc import read_folder
 from tests.conftest import add_photo
 
+pytestmark = pytest.mark.usefixtures("shallow_backbone")
+
 
 def _arguments(data_dir: Path, folder: Path) -> list[str]:
     settings = {
