@@ -21,10 +21,10 @@ from fmd_tf.benchmark_input import benchmark_input, format_input
 from fmd_tf.benchmark_photo import benchmark_photo, format_photo
 from fmd_tf.benchmark_serving import BenchmarkError, benchmark_serving, format_serving
 from fmd_tf.benchmark_train import benchmark_train, format_train
-from fmd_tf.checkpoints import write_text
 from fmd_tf.config import IMAGENET, ConfigError
 from fmd_tf.model import MODEL_NAMES, ModelError
 from fmd_tf.provenance import provenance
+from fmd_tf.publish import PublishError, require_writable, write_text
 from fmd_tf.splits import SplitError
 from fmd_tf.voc import AnnotationError
 
@@ -36,7 +36,15 @@ _FORMATS = {
     "infer": format_infer,
     "photo": format_photo,
 }
-_USER_ERRORS = (AnnotationError, BenchmarkError, ConfigError, ModelError, OSError, SplitError)
+_USER_ERRORS = (
+    AnnotationError,
+    BenchmarkError,
+    ConfigError,
+    ModelError,
+    OSError,
+    PublishError,
+    SplitError,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,11 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _measure(measure: Measure, output: Path | None, **options: Any) -> None:
     """Measure, keep and show."""
+    if output:
+        require_writable(output.parent)
     load_before = _load_average()
     figures = measure(**options)
     figures |= {**provenance(), "load_average": [load_before, _load_average()]}
     if output:
-        output.parent.mkdir(parents=True, exist_ok=True)
         write_text(output, json.dumps(figures, indent=2) + "\n")
     print(format_report(figures))
 

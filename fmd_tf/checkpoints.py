@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import keras
+
+from fmd_tf.publish import replacing, write_text
 
 MONITOR = "val_macro_f1"
 LOSS = "val_loss"
@@ -29,21 +30,6 @@ _RUN_FILE = "run.json"
 
 class CheckpointError(ValueError):
     """The checkpoint folder cannot be used for this run."""
-
-
-def require_writable(*folders: Path) -> None:
-    """Fail now, not after an hour, where a folder cannot be written.
-
-    Raises:
-        CheckpointError: One of the folders cannot be made or written.
-    """
-    for folder in folders:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            raise CheckpointError(f"{folder} cannot be written ({error.strerror})") from error
 
 
 def require_space(model: keras.Model, folder: Path) -> None:
@@ -85,14 +71,6 @@ class TrainingState:
     def weights(self) -> Path:
         """Weights, optimizer and random generators of the trained model."""
         return self.folder / "model.weights.h5"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file beside and rename it, so that it is never half there."""
-    partial = path.with_name(f".{path.name}.partial")
-    # Names of files need not be text.
-    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-    partial.replace(path)
 
 
 @dataclass
@@ -190,12 +168,13 @@ class RunFolder:
 
     def _write_log(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Write the CSV log anew: appended rows would double an epoch that was killed."""
-        partial = self.path / ".training_log.csv.partial"
-        with partial.open("w", newline="", encoding="utf-8") as file:
+        with (
+            replacing(self.path / "training_log.csv") as partial,
+            partial.open("w", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.DictWriter(file, fieldnames=list(history[0]))
             writer.writeheader()
             writer.writerows(history)
-        partial.replace(self.path / "training_log.csv")
 
 
 class BestModel(keras.callbacks.Callback):

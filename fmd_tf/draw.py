@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from fmd_tf.publish import replacing
 from fmd_tf.records import UNCERTAIN, LabelledFace
 
 Color = tuple[int, int, int]
@@ -100,9 +101,8 @@ def save_picture(picture: Image.Image, path: Path) -> None:
         path: File name ending in `.jpg`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    picture.save(partial, "JPEG", quality=92)
-    partial.replace(path)
+    with replacing(path) as partial:
+        picture.save(partial, "JPEG", quality=92)
 
 
 def _resize(photo: Image.Image, scale: float) -> Image.Image:

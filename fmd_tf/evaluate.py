@@ -10,7 +10,6 @@ import csv
 import hashlib
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -21,17 +20,17 @@ import numpy as np
 
 from fmd_tf import plots
 from fmd_tf.arguments import at_least
-from fmd_tf.checkpoints import write_text
 from fmd_tf.face_mask_dataset import load_photos
 from fmd_tf.gradcam import plot_grad_cam
 from fmd_tf.input_pipeline import Crops, eval_dataset, load_crops
 from fmd_tf.metrics import Predictions, color_contrasts, compute_metrics, format_summary
 from fmd_tf.model import ModelCard, ModelError, load_model
+from fmd_tf.publish import PublishError, replacing, require_writable, write_text
 from fmd_tf.row_file import Rows
 from fmd_tf.splits import MAX_DISTANCE, SplitError, load_split, require_same_split
 from fmd_tf.voc import AnnotationError, Folder
 
-_USER_ERRORS = (AnnotationError, ModelError, OSError, SplitError)
+_USER_ERRORS = (AnnotationError, ModelError, OSError, PublishError, SplitError)
 _BOX = ("xmin", "ymin", "xmax", "ymax")
 _CHANCE = "probability_"
 
@@ -111,7 +110,7 @@ def evaluate(
         ValueError: A subclass for each kind of unusable input, with a message for the user.
     """
     classifier, card = load_model(model)
-    require_writable(results_dir)
+    require_writable(results_dir / "metrics")
     crops, folder = load_faces(data_dir, card, skip_invalid, group_distance)
     write_problems(folder, results_dir)
     crops = select_part(crops, card, split_file, split).at_least(min_face_size)
@@ -177,13 +176,6 @@ def select_part(crops: Crops, card: ModelCard, split_file: Path | None, split: s
         return crops
     require_same_split(parts, card.training, f"{split_file} is not the split of the model")
     return crops.select(getattr(parts, split))
-
-
-def require_writable(results_dir: Path) -> None:
-    """Make `results_dir/metrics/`, or raise OSError before anything long is begun."""
-    (results_dir / "metrics").mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=results_dir / "metrics"):
-        pass
 
 
 def write_problems(folder: Folder, results_dir: Path) -> None:
@@ -271,8 +263,10 @@ def write_report(
 
 def _write_predictions(path: Path, predictions: Predictions, class_names: Sequence[str]) -> None:
     """Write a row a face, so that every figure can be computed again."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    with (
+        replacing(path) as partial,
+        partial.open("w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.writer(file)
         chances = [f"{_CHANCE}{name}" for name in class_names]
         writer.writerow(["photo", *_BOX, "group", "label", "predicted", "confidence", *chances])
@@ -290,7 +284,6 @@ def _write_predictions(path: Path, predictions: Predictions, class_names: Sequen
                     ),
                 ]
             )
-    partial.replace(path)
 
 
 def read_predictions(path: Path) -> tuple[Predictions, tuple[str, ...]]:

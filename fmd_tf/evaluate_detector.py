@@ -22,7 +22,6 @@ import tensorflow as tf
 
 from fmd_tf import CLASS_NAMES
 from fmd_tf.arguments import at_least
-from fmd_tf.checkpoints import write_text
 from fmd_tf.detect import (
     DetectorError,
     FaceDetector,
@@ -34,6 +33,7 @@ from fmd_tf.detector import DetectorCard, load_detector
 from fmd_tf.detector_metrics import PhotoFaces, average_precision, summarize
 from fmd_tf.input_pipeline import crop_faces, decode_photo
 from fmd_tf.model import ModelCard, ModelError, load_model
+from fmd_tf.publish import PublishError, require_writable, write_text
 from fmd_tf.splits import (
     MAX_DISTANCE,
     SplitError,
@@ -48,7 +48,7 @@ Labeller = Callable[[np.ndarray, np.ndarray], np.ndarray]
 RECALL_OVERLAP = 0.4
 END_TO_END_OVERLAP = 0.3
 LOWEST_SCORE = 0.05
-_USER_ERRORS = (AnnotationError, DetectorError, ModelError, OSError, SplitError)
+_USER_ERRORS = (AnnotationError, DetectorError, ModelError, OSError, PublishError, SplitError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -115,6 +115,7 @@ def evaluate(
     """
     if split != "all" and split_file is None:
         raise SplitError(f"--split {split} needs the --split-file of the training")
+    require_writable(results_dir / "metrics")
     network, card = load_detector(detector)
     trainings = {detector: card.training}
     labeller = None
@@ -133,10 +134,11 @@ def evaluate(
     if not photos:
         raise SplitError(f"no photos to score in {data_dir}, part {split}")
     figures = report(detectors, photos, class_names, groups, labeller)
-    path = results_dir / "metrics" / "detector.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     settings = {"detector": detector, "model": model, "data_dir": data_dir, "split": split}
-    write_text(path, json.dumps({"settings": settings, **figures}, indent=2, default=str))
+    write_text(
+        results_dir / "metrics" / "detector.json",
+        json.dumps({"settings": settings, **figures}, indent=2, default=str),
+    )
     print(format_report(figures))
     return figures
 

@@ -32,11 +32,9 @@ batched after decoding, so that an image that cannot be decoded fails its own re
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import keras
@@ -63,7 +61,7 @@ from fmd_tf.formats import (
 from fmd_tf.freezing import fold_batch_norm, freeze
 from fmd_tf.input_pipeline import crop_faces, crop_windows, decode_photo, decode_upright
 from fmd_tf.model import ModelCard, ModelError, load_model
-from fmd_tf.model_card import format_model_card
+from fmd_tf.model_card import write_cards
 from fmd_tf.publish import PublishError, publishing
 from fmd_tf.splits import SplitError
 from fmd_tf.voc import AnnotationError
@@ -564,14 +562,7 @@ def _webp_size(header: tf.Tensor, starts: Callable[[bytes, int], tf.Tensor]) -> 
 def _write_assets(card: ModelCard, detector_card: DetectorCard | None, folder: Path) -> None:
     """Write class names, cards and warm-up requests; TF Serving replays the last on loading."""
     folder.mkdir()
-    names = "".join(f"{name}\n" for name in card.class_names)
-    (folder / "class_names.txt").write_text(names, encoding="utf-8")
-    (folder / "model_card.json").write_text(json.dumps(asdict(card), indent=2) + "\n")
-    (folder / "README.md").write_text(format_model_card(card, detector_card), encoding="utf-8")
-    if detector_card:
-        (folder / "detector_card.json").write_text(
-            json.dumps(asdict(detector_card), indent=2) + "\n"
-        )
+    write_cards(folder, card, detector_card)
     with tf.io.TFRecordWriter(str(folder / "tf_serving_warmup_requests")) as writer:
         for log in _warmup_logs(card.image_size, photo=detector_card is not None):
             writer.write(log.SerializeToString())

@@ -9,12 +9,11 @@ probabilities. A format is a folder with the model's file or files, `class_names
 from __future__ import annotations
 
 import importlib
-import json
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import keras
@@ -24,7 +23,7 @@ from sklearn.metrics import f1_score
 
 from fmd_tf.input_pipeline import Crops, eval_dataset
 from fmd_tf.model import ModelCard, weighted_layers
-from fmd_tf.model_card import format_model_card
+from fmd_tf.model_card import write_cards
 from fmd_tf.publish import publishing
 from fmd_tf.row_file import Rows
 
@@ -99,7 +98,7 @@ def export_format(
     with publishing(folder, overwrite) as partial:
         partial.mkdir()
         form.write(model, partial / form.file, crops)
-        _write_texts(card, partial)
+        write_cards(partial, card)
     return folder
 
 
@@ -204,13 +203,6 @@ def require_packages(name: str) -> Format:
                 f"pip install -e .[{form.extra}]"
             ) from error
     return form
-
-
-def _write_texts(card: ModelCard, folder: Path) -> None:
-    names = "".join(f"{name}\n" for name in card.class_names)
-    (folder / "class_names.txt").write_text(names, encoding="utf-8")
-    (folder / "model_card.json").write_text(json.dumps(asdict(card), indent=2) + "\n")
-    (folder / "README.md").write_text(format_model_card(card), encoding="utf-8")
 
 
 def _write_litert(model: keras.Model, path: Path, crops: Rows) -> None:

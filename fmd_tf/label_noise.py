@@ -24,18 +24,18 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fmd_tf import plots
-from fmd_tf.checkpoints import write_text
-from fmd_tf.evaluate import PredictionsError, read_predictions, require_writable
+from fmd_tf.evaluate import PredictionsError, read_predictions
 from fmd_tf.face_mask_dataset import load_photos
 from fmd_tf.input_pipeline import Crops, load_crops
 from fmd_tf.metrics import SIZE_EDGES, Face, Predictions, compute_metrics
+from fmd_tf.publish import PublishError, require_writable, write_text
 from fmd_tf.voc import AnnotationError
 
 LABEL, TINY, WRONG = "label", "tiny", "wrong"
 _VERDICT_FIELDS = ("photo", "xmin", "ymin", "xmax", "ymax", "verdict")
 _PICTURE_SIZE = 112
 _MOST_SHOWN = 800  # A picture of twice as many would be too high for Matplotlib.
-_USER_ERRORS = (AnnotationError, PredictionsError, OSError)
+_USER_ERRORS = (AnnotationError, OSError, PredictionsError, PublishError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -107,7 +107,7 @@ def find_label_noise(
             `mistakes.csv` is there with other verdicts.
         AnnotationError: Something in the folder is invalid.
     """
-    require_writable(results_dir)
+    require_writable(results_dir / "metrics")
     read = [read_predictions(path) for path in predictions]
     pooled, agreed, class_names = _pool(read, predictions)
     suspects = agreed & (_lowest_confidence(read, pooled) >= confidence)

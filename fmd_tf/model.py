@@ -20,6 +20,7 @@ from typing import Any
 import keras
 
 from fmd_tf import MIN_IMAGE_SIZE, MIN_MULTI_VIEW_SIZE
+from fmd_tf.publish import replacing
 
 _CARD_MEMBER = "fmd_tf.json"
 # Sides of the views in sevenths of the crop; the first is the one that is trained. In a crop with a
@@ -355,11 +356,10 @@ def write_archive(model: keras.Model, kind: str, card: dict, path: Path) -> None
         card: JSON-like fields.
         path: File name ending in `.keras`; replaced where it exists.
     """
-    partial = path.with_name(f".{path.name}.partial.keras")
-    model.save(partial)
-    with zipfile.ZipFile(partial, "a") as archive:
-        archive.writestr(_CARD_MEMBER, json.dumps({"kind": kind, **card}, indent=2))
-    partial.replace(path)
+    with replacing(path) as partial:
+        model.save(partial)
+        with zipfile.ZipFile(partial, "a") as archive:
+            archive.writestr(_CARD_MEMBER, json.dumps({"kind": kind, **card}, indent=2))
 
 
 def read_archive(path: Path, kind: str, command: str) -> tuple[keras.Model, dict]:

@@ -5,7 +5,10 @@ The headings follow Mitchell et al. 2019, "Model Cards for Model Reporting" (arX
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from fmd_tf import CLASS_NAMES
@@ -52,6 +55,26 @@ _LICENCES = """\
 The code is under the MIT licence. The ImageNet weights that training begins from are those of
 Keras Applications, or of the file that was given. The data has the licence of its source.
 """
+
+
+def write_cards(folder: Path, card: ModelCard, detector_card: DetectorCard | None = None) -> None:
+    """Write what one must know beside an exported model, for programs and for people.
+
+    Args:
+        folder: Gets class_names.txt, model_card.json, README.md and, where there is a detector,
+            detector_card.json.
+        card: Of the classifier.
+        detector_card: Of the detector in the same graph.
+    """
+    texts = {
+        "class_names.txt": "".join(f"{name}\n" for name in card.class_names),
+        "model_card.json": json.dumps(asdict(card), indent=2) + "\n",
+        "README.md": format_model_card(card, detector_card),
+    }
+    if detector_card:
+        texts["detector_card.json"] = json.dumps(asdict(detector_card), indent=2) + "\n"
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def format_model_card(card: ModelCard, detector_card: DetectorCard | None = None) -> str:

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from fmd_tf.metrics import NUM_BINS, Predictions, calibration_bins, calibration_error
+from fmd_tf.publish import replacing
 from fmd_tf.row_file import Rows
 
 _BLUE, _ORANGE, _GRAY = "#0072B2", "#D55E00", "#777777"  # Okabe & Ito: safe for colour-blind eyes.
@@ -24,9 +25,8 @@ _BLUE, _ORANGE, _GRAY = "#0072B2", "#D55E00", "#777777"  # Okabe & Ito: safe for
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, beside and renamed."""
     FigureCanvasAgg(figure)
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png", dpi=120)
-    partial.replace(path)
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=120)
 
 
 def plot_history(history: Sequence[Mapping[str, Any]], kept: tuple[str, int]) -> Figure:

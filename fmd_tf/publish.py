@@ -1,8 +1,9 @@
-"""Folders that appear whole: written beside, then renamed."""
+"""Files and folders that appear whole: written beside, then renamed."""
 
 from __future__ import annotations
 
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -17,6 +18,45 @@ _REPLACED = ".replaced-"
 
 class PublishError(ValueError):
     """A folder cannot be put into place."""
+
+
+def require_writable(*folders: Path) -> None:
+    """Fail now, not after an hour, where a folder cannot be written.
+
+    Raises:
+        PublishError: One of the folders cannot be made or written.
+    """
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise PublishError(f"{folder} cannot be written ({error.strerror})") from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a file to write beside `path`, which takes its place when all went well.
+
+    Args:
+        path: The file that appears; replaced where it exists.
+
+    Yields:
+        The file to write, with the same ending.
+    """
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole, in UTF-8; what names of files have that is no text is escaped."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager

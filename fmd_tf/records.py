@@ -40,6 +40,7 @@ from typing import IO, Any
 import numpy as np
 
 from fmd_tf.client import Prediction
+from fmd_tf.publish import replacing
 
 SCHEMA = "fmd_tf.predictions"
 SCHEMA_VERSION = 1
@@ -282,9 +283,8 @@ class JsonOutput:
 
     def finish(self, summary: Summary) -> None:
         """Write the file, record by record, and drop the partial one."""
-        whole = self.path.with_name(f".{self.path.name}.partial")
         self._file.close()
-        with whole.open("w", encoding="utf-8") as file:
+        with replacing(self.path) as whole, whole.open("w", encoding="utf-8") as file:
             head = json.dumps(self._head, indent=1).removesuffix("\n}")
             file.write(f'{head},\n "images": [')
             for index, record in enumerate(self.done()):
@@ -293,7 +293,6 @@ class JsonOutput:
             file.write(f'\n ],\n "summary": {json.dumps(summary.to_json())}\n}}\n')
             file.flush()
             os.fsync(file.fileno())
-        whole.replace(self.path)
         self.partial.unlink()
 
     def close(self) -> None:

@@ -22,6 +22,7 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from fmd_tf.publish import write_text
 from fmd_tf.voc import Annotation
 
 HASH_SIZE = 16
@@ -291,9 +292,7 @@ def save_split(split: Split, groups: Mapping[str, int], path: Path) -> None:
     parts = {part.name: list(getattr(split, part.name)) for part in fields(Split)}
     record = {**parts, "groups": dict(groups)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(record, indent=1), encoding="utf-8")
-    partial.replace(path)
+    write_text(path, json.dumps(record, indent=1))
 
 
 def load_split(path: Path | str, groups: Mapping[str, int]) -> Split:

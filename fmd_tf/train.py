@@ -18,14 +18,7 @@ import keras
 import numpy as np
 
 from fmd_tf.calibration import fit_temperature, rarity_offsets, rescale_logits
-from fmd_tf.checkpoints import (
-    BEST_MODEL,
-    EXPORTED,
-    RunFolder,
-    require_space,
-    require_writable,
-    write_text,
-)
+from fmd_tf.checkpoints import BEST_MODEL, EXPORTED, RunFolder, require_space
 from fmd_tf.command import run_training
 from fmd_tf.config import IMAGENET, NO_WEIGHTS, ConfigError, TrainConfig
 from fmd_tf.devices import make_strategy, precision_policy, select_device
@@ -49,6 +42,7 @@ from fmd_tf.model import (
 from fmd_tf.phases import Recipe, Teaching, train_model
 from fmd_tf.plots import plot_history, save_figure
 from fmd_tf.provenance import provenance
+from fmd_tf.publish import require_writable, write_text
 from fmd_tf.sample_data import SAMPLE_DIR, write_sample
 from fmd_tf.splits import Split, choose_split, make_folds, save_split, split_digest
 from fmd_tf.voc import Folder

@@ -20,8 +20,6 @@ from fmd_tf.checkpoints import (
     SaveState,
     TrainingState,
     require_space,
-    require_writable,
-    write_text,
 )
 from fmd_tf.command import run_training
 from fmd_tf.config import IMAGENET, NO_WEIGHTS, DetectorConfig
@@ -48,6 +46,7 @@ from fmd_tf.evaluate_detector import (
 )
 from fmd_tf.input_pipeline import steps_per_epoch
 from fmd_tf.model import ModelError, freeze_batch_norm
+from fmd_tf.publish import require_writable, write_text
 from fmd_tf.sample_data import SAMPLE_DIR, write_sample
 from fmd_tf.splits import Split, choose_split, group_photos, save_split, split_digest
 from fmd_tf.voc import Annotation, Folder, read_folder

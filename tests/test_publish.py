@@ -1,0 +1,31 @@
+from pathlib import Path
+
+import pytest
+
+from fmd_tf.publish import PublishError, replacing, require_writable, write_text
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path):
+    path = tmp_path / "a.txt"
+    write_text(path, "before")
+    with pytest.raises(OSError, match="full"), replacing(path) as partial:
+        partial.write_text("half")
+        raise OSError("disk full")
+    assert path.read_text() == "before"
+    with replacing(path) as partial:
+        partial.write_text("after")
+        assert path.read_text() == "before"
+    assert path.read_text() == "after"
+    assert [each.name for each in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_name_that_is_no_text_is_written_escaped(tmp_path: Path):
+    write_text(tmp_path / "a.txt", "caf\udce9.jpg")
+    assert (tmp_path / "a.txt").read_bytes() == b"caf\\udce9.jpg"
+
+
+def test_a_file_in_the_way_of_a_folder_is_said(tmp_path: Path):
+    (tmp_path / "results").touch()
+    with pytest.raises(PublishError, match="metrics cannot be written"):
+        require_writable(tmp_path / "new", tmp_path / "results" / "metrics")
+    assert (tmp_path / "new").is_dir()
