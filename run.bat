@@ -1,6 +1,6 @@
 @echo off
 rem run.bat              set up .venv, then train, evaluate and export on the drawn sample data
-rem run.bat test         set up .venv with the test tools, then run all tests
+rem run.bat test ...     set up .venv with the test tools, then run all tests, or pytest ...
 rem run.bat MODULE ...   set up .venv, then python -m fmd_tf.MODULE ... (for example train)
 setlocal
 set "root=%~dp0"
@@ -15,20 +15,20 @@ if not exist "%python%" (
         exit /b 1
     )
 )
-if not exist "%root%.venv\installed%extra%" (
+fc /b "%root%pyproject.toml" "%root%.venv\installed%extra%" >nul 2>&1 || (
     "%python%" -m pip install --quiet --disable-pip-version-check --editable "%root%.%extra%" || exit /b 1
-    type nul > "%root%.venv\installed%extra%"
+    copy /y "%root%pyproject.toml" "%root%.venv\installed%extra%" >nul
 )
-if "%~1"=="" goto sample
-if "%~1"=="test" goto test
 set "module=%~1"
 set "rest="
 :collect
 shift
-if "%~1"=="" goto module
+if "%~1"=="" goto run
 set "rest=%rest% %1"
 goto collect
-:module
+:run
+if "%module%"=="" goto sample
+if "%module%"=="test" goto test
 "%python%" -m fmd_tf.%module%%rest%
 exit /b %errorlevel%
 :sample
@@ -40,5 +40,5 @@ cd /d "%root%"
 "%python%" -m ruff check . || exit /b 1
 "%python%" -m ruff format --check . || exit /b 1
 "%python%" -m mypy || exit /b 1
-"%python%" -m pytest -n logical --maxprocesses 4 --dist worksteal
+"%python%" -m pytest -n logical --maxprocesses 4 --dist worksteal%rest%
 exit /b %errorlevel%

@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from fmd_tf.client import Client, Prediction, ServingError
+from fmd_tf.errors import UserError
 from fmd_tf.freezing import fold_batch_norm, freeze
 from fmd_tf.input_pipeline import crop_faces
 from fmd_tf.model import ModelCard, load_model
@@ -33,7 +34,7 @@ _MODEL_URL = re.compile(
 Found = tuple[np.ndarray, np.ndarray, list[Prediction]]
 
 
-class BackendError(ValueError):
+class BackendError(UserError):
     """There is no such model, or it is of another kind."""
 
 

@@ -21,12 +21,11 @@ from fmd_tf.benchmark_input import benchmark_input, format_input
 from fmd_tf.benchmark_photo import benchmark_photo, format_photo
 from fmd_tf.benchmark_serving import BenchmarkError, benchmark_serving, format_serving
 from fmd_tf.benchmark_train import benchmark_train, format_train
-from fmd_tf.config import IMAGENET, ConfigError
-from fmd_tf.model import MODEL_NAMES, ModelError
+from fmd_tf.config import IMAGENET
+from fmd_tf.errors import USER_ERRORS, report_error
+from fmd_tf.model import MODEL_NAMES
 from fmd_tf.provenance import provenance
-from fmd_tf.publish import PublishError, require_writable, write_text
-from fmd_tf.splits import SplitError
-from fmd_tf.voc import AnnotationError
+from fmd_tf.publish import require_writable, write_text
 
 Measure = Callable[..., dict[str, Any]]
 _FORMATS = {
@@ -36,15 +35,6 @@ _FORMATS = {
     "infer": format_infer,
     "photo": format_photo,
 }
-_USER_ERRORS = (
-    AnnotationError,
-    BenchmarkError,
-    ConfigError,
-    ModelError,
-    OSError,
-    PublishError,
-    SplitError,
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,9 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     run: Callable[..., None] = options.pop("run")
     try:
         run(**options)
-    except _USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except USER_ERRORS as error:
+        return report_error(error)
     return 0
 
 

@@ -25,11 +25,13 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 
+from fmd_tf.errors import UserError
+
 _ROUNDS = 10
 _WARM_SECONDS = 0.5
 
 
-class BenchmarkError(ValueError):
+class BenchmarkError(UserError):
     """Something cannot be measured."""
 
 

@@ -20,6 +20,7 @@ import tensorflow as tf
 from fmd_tf import CLASS_NAMES
 from fmd_tf.augment import build_augmentation
 from fmd_tf.benchmark_recipe import benchmark_recipe, format_recipe
+from fmd_tf.benchmark_serving import BenchmarkError
 from fmd_tf.config import IMAGENET
 from fmd_tf.devices import precision_policy
 from fmd_tf.face_mask_dataset import load_photos
@@ -69,10 +70,13 @@ def benchmark_train(
 
     Raises:
         AnnotationError: Something in the folder is invalid.
+        BenchmarkError: The folder has no faces.
         ModelError: Weights cannot be loaded.
     """
     photos, _ = load_photos(data_dir, class_names)
     crops = load_crops(photos, image_size)
+    if not len(crops):
+        raise BenchmarkError(f"{data_dir} holds no faces")
     policy = precision_policy("auto", is_depthwise(model_name))
     model = _compiled(model_name, image_size, len(class_names), policy)
     batches = train_dataset(

@@ -6,6 +6,8 @@ first pixel is 0, and the right and lower borders are exclusive: width is `xmax 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 Box = tuple[int, int, int, int]
@@ -32,6 +34,16 @@ def is_empty(box: Box) -> bool:
     """Tell whether a box has no area, or is inverted."""
     xmin, ymin, xmax, ymax = box
     return xmax <= xmin or ymax <= ymin
+
+
+def touch(first: Sequence[float], second: Sequence[float]) -> bool:
+    """Tell whether two boxes share a pixel."""
+    return (
+        first[0] < second[2]
+        and second[0] < first[2]
+        and first[1] < second[3]
+        and second[1] < first[3]
+    )
 
 
 def overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from typing import Any
 
 import keras
 
+from fmd_tf.errors import UserError
 from fmd_tf.publish import replacing, write_text
 
 MONITOR = "val_macro_f1"
@@ -28,7 +29,7 @@ EXPORTED = "exported.txt"
 _RUN_FILE = "run.json"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """The checkpoint folder cannot be used for this run."""
 
 

@@ -28,10 +28,12 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 from PIL import Image
 
+from fmd_tf.errors import UserError
+
 _RETRIED = (429, 503)
 
 
-class ServingError(ValueError):
+class ServingError(UserError):
     """A server refused a request, or could not be reached.
 
     Attributes:

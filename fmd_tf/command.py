@@ -7,26 +7,30 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fmd_tf.checkpoints import CheckpointError
-from fmd_tf.config import ConfigError, RunConfigT, parse_config
-from fmd_tf.detect import DetectorError
-from fmd_tf.download import DataNotFoundError
+from fmd_tf.config import IMAGENET, NO_WEIGHTS, RunConfigT, parse_config
+from fmd_tf.errors import USER_ERRORS, report_error
 from fmd_tf.model import ModelError
-from fmd_tf.publish import PublishError
-from fmd_tf.splits import SplitError
-from fmd_tf.voc import AnnotationError
 
-_USER_ERRORS = (
-    AnnotationError,
-    CheckpointError,
-    ConfigError,
-    DataNotFoundError,
-    DetectorError,
-    ModelError,
-    OSError,
-    PublishError,
-    SplitError,
-)
+
+def weights_at_hand(weights: str, sample: bool, build: Callable[[str], Any]) -> str:
+    """Let the quick start begin from random weights where none can be downloaded.
+
+    Args:
+        weights: What the run is to begin from, see `model.build_model`.
+        sample: Whether it is the quick start, on drawn data.
+        build: Builds the run's model from weights.
+
+    Returns:
+        What it begins from, which is part of what the run is.
+    """
+    if not (sample and weights == IMAGENET):
+        return weights
+    try:
+        build(IMAGENET)
+    except ModelError:
+        print("No ImageNet weights without internet: this quick start begins from random weights.")
+        return NO_WEIGHTS
+    return IMAGENET
 
 
 def run_training(
@@ -46,7 +50,7 @@ def run_training(
         description: What it does, for the help.
 
     Returns:
-        The exit code: 0; 2 for unusable input, which is named in one line; 130 for Ctrl-C.
+        The exit code: 0; 2 for unusable input, which is named; 130 for Ctrl-C.
     """
     # It warns that prediction is traced anew for each model, as it must be.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
@@ -56,9 +60,8 @@ def run_training(
         if config.overwrite:
             again += " without --overwrite"
         train(config)
-    except _USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except USER_ERRORS as error:
+        return report_error(error)
     except KeyboardInterrupt:
         print(f"\nStopped. {again} goes on at the last saved epoch.", file=sys.stderr)
         return 130

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fmd_tf.errors import USER_ERRORS, report_error
 from fmd_tf.evaluate import PredictionsError, read_predictions
 from fmd_tf.metrics import Predictions, compute_metrics, paired_differences
 
@@ -28,9 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         print(compare(arguments.base, arguments.others))
-    except (PredictionsError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except USER_ERRORS as error:
+        return report_error(error)
     return 0
 
 

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from fmd_tf import CLASS_NAMES, MIN_IMAGE_SIZE, MIN_MULTI_VIEW_SIZE
+from fmd_tf.errors import UserError
 from fmd_tf.splits import HASH_BITS, MAX_DISTANCE
 
 IMAGENET, NO_WEIGHTS = "imagenet", "none"
 RunConfigT = TypeVar("RunConfigT", bound="RunConfig")
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A setting of the run is not usable."""
 
 
@@ -166,7 +167,7 @@ class DetectorConfig(RunConfig):
     weights: str = _setting(IMAGENET, "imagenet, none, or a .weights.h5 file of MobileNetV2")
     image_size: int = _setting(640, "pixels that the longer side of a photo is scaled to")
     view_size: int = _setting(320, "side of the training views in pixels, a multiple of 32")
-    epochs: int = _setting(14, "epochs, of one view a face")
+    epochs: int = _setting(14, "epochs, of one view a face, at most 16 a photo")
     batch_size: int = _setting(16, "views a step")
     lr: float = _setting(1e-3, "highest learning rate; it warms up and falls as a cosine")
     weight_decay: float = _setting(1e-3, "decoupled weight decay of AdamW")

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from fmd_tf.detector import DetectorCard, find_faces, load_detector
+from fmd_tf.errors import UserError
 from fmd_tf.freezing import fold_batch_norm, freeze
 from fmd_tf.photos import PhotoError
 from fmd_tf.voc import AnnotationError, read_boxes
@@ -26,7 +27,7 @@ DEFAULT_DETECTOR = Path("checkpoints/detector/best_detector.keras")
 Faces = tuple[np.ndarray, np.ndarray]
 
 
-class DetectorError(ValueError):
+class DetectorError(UserError):
     """A detector cannot be had."""
 
 
@@ -116,7 +117,7 @@ def _load_mtcnn() -> FaceDetector:
     except ImportError as error:
         raise DetectorError(
             f"--detector mtcnn needs the package mtcnn ({error}); install it with "
-            "pip install fmd_tf[mtcnn]"
+            "pip install -e .[mtcnn]"
         ) from error
     network = MTCNN()
 

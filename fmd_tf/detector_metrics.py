@@ -20,6 +20,8 @@ from fmd_tf.metrics import SIZE_EDGES, draw_groups, interval
 
 SIZES = ((0, 24), (24, 48), (48, 10**6))
 """Classes of the shorter box side in pixels: from, up to but without."""
+RECALL_OVERLAP = 0.4
+"""Intersection over union from which on a face counts as found."""
 _NUM_BOOTSTRAP = 1000
 
 
@@ -71,12 +73,11 @@ def match(faces: PhotoFaces, min_overlap: float) -> np.ndarray:
     return matched
 
 
-def average_precision(photos: Sequence[PhotoFaces], overlap: float = 0.5) -> float:
-    """Compute COCO's average precision at one overlap, with pycocotools.
+def average_precision(photos: Sequence[PhotoFaces]) -> float:
+    """Compute COCO's average precision at an intersection over union of 0.5, with pycocotools.
 
     Args:
         photos: Found faces should reach down to scores near 0.
-        overlap: Intersection over union that counts as found; default 0.5.
 
     Returns:
         0 to 1; 0 where nothing was found or nothing is there.
@@ -99,7 +100,7 @@ def average_precision(photos: Sequence[PhotoFaces], overlap: float = 0.5) -> flo
     with redirect_stdout(io.StringIO()):  # pycocotools prints its progress.
         coco.createIndex()
         evaluation = COCOeval(coco, coco.loadRes(found), "bbox")
-        evaluation.params.iouThrs = np.array([overlap])
+        evaluation.params.iouThrs = np.array([0.5])
         evaluation.params.maxDets = [1, 10, 500]
         evaluation.evaluate()
         evaluation.accumulate()
@@ -119,22 +120,19 @@ def _coco(photo: int, box: np.ndarray) -> dict[str, Any]:
     }
 
 
-def choose_threshold(
-    photos: Sequence[PhotoFaces], precision: float = 0.9, min_overlap: float = 0.4
-) -> float | None:
+def choose_threshold(photos: Sequence[PhotoFaces], precision: float = 0.9) -> float | None:
     """Return the least score at which the faces found still have this precision.
 
     Args:
         photos: Validation photos, never the test's.
         precision: Wanted part of the found faces that are faces.
-        min_overlap: Intersection over union that counts as found.
 
     Returns:
         A score; None where no score gives that precision.
     """
     scores = np.concatenate([np.zeros(0), *(faces.scores for faces in photos)])
     right = np.concatenate(
-        [np.zeros(0, bool), *(match(faces, min_overlap) >= 0 for faces in photos)]
+        [np.zeros(0, bool), *(match(faces, RECALL_OVERLAP) >= 0 for faces in photos)]
     )
     order = np.argsort(-scores, kind="stable")
     precisions = np.cumsum(right[order]) / np.arange(1, len(order) + 1)

@@ -19,7 +19,6 @@ from fmd_tf.detector import STRIDE
 from fmd_tf.input_pipeline import decode_photo, sampling_weights, scale_image
 from fmd_tf.voc import Annotation
 
-TARGET_CHANNELS = 7
 MIN_VISIBLE_SIZE = 4.0
 """Faces with a shorter side of fewer pixels in the view are neither face nor background."""
 _SCALES = (0.5, 1.6)

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import kagglehub
 
+from fmd_tf.errors import UserError
+
 KAGGLE_DATASET = "andrewmvd/face-mask-detection"
 NUM_KAGGLE_PHOTOS = 853
 DEFAULT_DIR = Path("data/raw")
 
 
-class DataNotFoundError(ValueError):
+class DataNotFoundError(UserError):
     """There is no data to train on."""
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from fmd_tf.boxes import touch
 from fmd_tf.publish import replacing
 from fmd_tf.records import UNCERTAIN, LabelledFace
 
@@ -189,18 +190,9 @@ def _find_place(
         (min(max(x, 0), size[0] - width), min(max(y, 0), size[1] - height)) for x, y in places
     ]
     rooms = [(x, y, x + width, y + height) for x, y in inside]
-    free = [room for room in rooms if not any(_overlap(room, each) for each in taken)]
-    clear = [room for room in free if not any(_overlap(room, each) for each in boxes)]
+    free = [room for room in rooms if not any(touch(room, each) for each in taken)]
+    clear = [room for room in free if not any(touch(room, each) for each in boxes)]
     return next(iter([*clear, *free]), None)
-
-
-def _overlap(first: Rectangle, second: Rectangle) -> bool:
-    return (
-        first[0] < second[2]
-        and second[0] < first[2]
-        and first[1] < second[3]
-        and second[1] < first[3]
-    )
 
 
 def _write(

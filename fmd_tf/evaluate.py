@@ -20,22 +20,22 @@ import numpy as np
 
 from fmd_tf import plots
 from fmd_tf.arguments import at_least
+from fmd_tf.errors import USER_ERRORS, UserError, report_error
 from fmd_tf.face_mask_dataset import load_photos
 from fmd_tf.gradcam import plot_grad_cam
 from fmd_tf.input_pipeline import Crops, eval_dataset, load_crops
 from fmd_tf.metrics import Predictions, color_contrasts, compute_metrics, format_summary
-from fmd_tf.model import ModelCard, ModelError, load_model
-from fmd_tf.publish import PublishError, replacing, require_writable, write_text
+from fmd_tf.model import ModelCard, load_model
+from fmd_tf.publish import replacing, require_writable, write_text
 from fmd_tf.row_file import Rows
 from fmd_tf.splits import MAX_DISTANCE, SplitError, load_split, require_same_split
-from fmd_tf.voc import AnnotationError, Folder
+from fmd_tf.voc import Folder
 
-_USER_ERRORS = (AnnotationError, ModelError, OSError, PublishError, SplitError)
 _BOX = ("xmin", "ymin", "xmax", "ymax")
 _CHANCE = "probability_"
 
 
-class PredictionsError(ValueError):
+class PredictionsError(UserError):
     """A table of predictions cannot be used."""
 
 
@@ -44,9 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     try:
         metrics, card = evaluate(**vars(arguments))
-    except _USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except USER_ERRORS as error:
+        return report_error(error)
     print(f"Results: {arguments.results_dir / 'metrics'}")
     print(format_summary(metrics, card.class_names))
     return 0
@@ -109,6 +108,8 @@ def evaluate(
     Raises:
         ValueError: A subclass for each kind of unusable input, with a message for the user.
     """
+    if split != "all" and split_file is None:
+        raise SplitError(f"the part {split} needs the split_file of the training")
     classifier, card = load_model(model)
     require_writable(results_dir / "metrics")
     crops, folder = load_faces(data_dir, card, skip_invalid, group_distance)
@@ -163,11 +164,12 @@ def select_part(crops: Crops, card: ModelCard, split_file: Path | None, split: s
     Args:
         crops: All faces of the folder.
         card: Of the model that will see them.
-        split_file: A `split.json`; None where `split` is "all".
+        split_file: A `split.json`; None for all faces, whatever `split` says.
         split: "train", "val", "test" or "all".
 
     Raises:
-        SplitError: The file is no split of these photos, or not that of the model's training.
+        SplitError: The file is no split of these photos, or not that of the model's training, or
+            its part has no faces.
     """
     if not split_file:
         return crops
@@ -175,7 +177,10 @@ def select_part(crops: Crops, card: ModelCard, split_file: Path | None, split: s
     if split == "all":
         return crops
     require_same_split(parts, card.training, f"{split_file} is not the split of the model")
-    return crops.select(getattr(parts, split))
+    part = crops.select(getattr(parts, split))
+    if not len(part):
+        raise SplitError(f"{split_file} has no faces in its part {split}")
+    return part
 
 
 def write_problems(folder: Folder, results_dir: Path) -> None:

@@ -23,17 +23,17 @@ import tensorflow as tf
 from fmd_tf import CLASS_NAMES
 from fmd_tf.arguments import at_least
 from fmd_tf.detect import (
-    DetectorError,
     FaceDetector,
     Faces,
     load_face_detector,
     trained_detector,
 )
 from fmd_tf.detector import DetectorCard, load_detector
-from fmd_tf.detector_metrics import PhotoFaces, average_precision, summarize
+from fmd_tf.detector_metrics import RECALL_OVERLAP, PhotoFaces, average_precision, summarize
+from fmd_tf.errors import USER_ERRORS, report_error
 from fmd_tf.input_pipeline import crop_faces, decode_photo
 from fmd_tf.model import ModelCard, ModelError, load_model
-from fmd_tf.publish import PublishError, require_writable, write_text
+from fmd_tf.publish import require_writable, write_text
 from fmd_tf.splits import (
     MAX_DISTANCE,
     SplitError,
@@ -41,14 +41,12 @@ from fmd_tf.splits import (
     load_split,
     require_same_split,
 )
-from fmd_tf.voc import Annotation, AnnotationError, read_folder
+from fmd_tf.voc import Annotation, read_folder
 
 Labeller = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
-RECALL_OVERLAP = 0.4
 END_TO_END_OVERLAP = 0.3
 LOWEST_SCORE = 0.05
-_USER_ERRORS = (AnnotationError, DetectorError, ModelError, OSError, PublishError, SplitError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,9 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parse(argv)
     try:
         evaluate(**vars(options))
-    except _USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except USER_ERRORS as error:
+        return report_error(error)
     return 0
 
 

@@ -19,6 +19,7 @@ from fmd_tf.model import view_size
 from fmd_tf.plots import plot_grid
 from fmd_tf.row_file import Rows
 
+_SHOWN = 3
 _HEAD = ("pool", "head_dropout_1", "head_dense", "head_dropout_2", "logits")
 
 
@@ -61,16 +62,14 @@ def plot_grad_cam(
     images: Rows,
     predictions: Predictions,
     class_names: Sequence[str],
-    per_class: int = 3,
 ) -> Figure:
-    """Show crops beside their heat maps: of each class right and wrong predictions.
+    """Show crops beside their heat maps: of each class at most 3 right and 3 wrong predictions.
 
     Args:
         model: A classifier of `fmd_tf.model`.
         images: uint8 [num_faces, size, size, 3], crops of the faces.
         predictions: What the model said about them.
         class_names: Names of the classes, in order.
-        per_class: Number of right and of wrong predictions shown a class, at the most.
     """
     right = predictions.predicted == predictions.labels
     rows: list[int] = []
@@ -78,7 +77,7 @@ def plot_grad_cam(
         for kind in (right, ~right):
             found = np.flatnonzero(kind & (predictions.labels == label))
             found = found[np.argsort(-predictions.short_sides[found], kind="stable")]
-            rows += found[:per_class].tolist()
+            rows += found[:_SHOWN].tolist()
     heat = grad_cam(model, images[rows], predictions.predicted[rows])
     colors = matplotlib.colormaps["inferno"](heat)[..., :3] * 255
     overlays = np.round(0.5 * images[rows] + 0.5 * colors).astype(np.uint8)

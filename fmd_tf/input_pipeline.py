@@ -121,7 +121,7 @@ def crop_faces(
     photo: tf.Tensor,
     boxes: tf.Tensor,
     image_size: int,
-    padding: float = 0.1,
+    padding: float = 0.2,
     square: bool = True,
 ) -> tf.Tensor:
     """Cut the faces out of one photo and resize them, with TensorFlow operations only.
@@ -178,7 +178,7 @@ def scale_image(image: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
 def load_crops(
     photos: tf.data.Dataset,
     image_size: int,
-    padding: float = 0.1,
+    padding: float = 0.2,
     square: bool = True,
 ) -> Crops:
     """Decode each photo once and keep all its face crops on disk.

@@ -24,18 +24,17 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fmd_tf import plots
+from fmd_tf.errors import USER_ERRORS, report_error
 from fmd_tf.evaluate import PredictionsError, read_predictions
 from fmd_tf.face_mask_dataset import load_photos
 from fmd_tf.input_pipeline import Crops, load_crops
 from fmd_tf.metrics import SIZE_EDGES, Face, Predictions, compute_metrics
-from fmd_tf.publish import PublishError, require_writable, write_text
-from fmd_tf.voc import AnnotationError
+from fmd_tf.publish import require_writable, write_text
 
 LABEL, TINY, WRONG = "label", "tiny", "wrong"
 _VERDICT_FIELDS = ("photo", "xmin", "ymin", "xmax", "ymax", "verdict")
 _PICTURE_SIZE = 112
 _MOST_SHOWN = 800  # A picture of twice as many would be too high for Matplotlib.
-_USER_ERRORS = (AnnotationError, OSError, PredictionsError, PublishError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,9 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     try:
         summary = find_label_noise(**vars(arguments))
-    except _USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except USER_ERRORS as error:
+        return report_error(error)
     print(_format(summary))
     print(f"Results: {arguments.results_dir / 'metrics'}")
     return 0

@@ -192,7 +192,8 @@ def summarize(
 
     Returns:
         num_faces, accuracy, macro_precision, macro_recall, macro_f1, per_class (precision,
-        recall, f1, support), intervals_95, calibration_error, classes_without_faces.
+        recall, f1, support), intervals_95, calibration_error, classes_without_faces, confusion
+        (faces by true class, in rows, and predicted class).
     """
     confusion = confusion_matrix(predictions.labels, predictions.predicted, len(class_names))
     figures = _figures(confusion)
@@ -287,8 +288,6 @@ def paired_differences(
     first: Predictions,
     second: Predictions,
     num_classes: int,
-    num_bootstrap: int = 1000,
-    seed: int = 0,
 ) -> dict[str, list[float]]:
     """Return 95 % intervals of what the second's figures have more than the first's.
 
@@ -299,14 +298,12 @@ def paired_differences(
         first: Predictions of some faces.
         second: Predictions of the same faces, in the same order; drawn by the first's groups.
         num_classes: Number of classes.
-        num_bootstrap: Number of bootstrap samples.
-        seed: Seed of the bootstrap.
 
     Returns:
         The interval (low, high) of each overall figure.
     """
     second = replace(second, groups=first.groups)
-    drawn = [_bootstrap(each, num_classes, num_bootstrap, seed) for each in (first, second)]
+    drawn = [_bootstrap(each, num_classes, 1000, 0) for each in (first, second)]
     return {name: interval(drawn[1][name] - drawn[0][name]) for name in _OVERALL}
 
 

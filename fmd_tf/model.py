@@ -20,6 +20,7 @@ from typing import Any
 import keras
 
 from fmd_tf import MIN_IMAGE_SIZE, MIN_MULTI_VIEW_SIZE
+from fmd_tf.errors import UserError
 from fmd_tf.publish import replacing
 
 _CARD_MEMBER = "fmd_tf.json"
@@ -28,7 +29,7 @@ _CARD_MEMBER = "fmd_tf.json"
 _SEVENTHS = (6, 5, 7)
 
 
-class ModelError(ValueError):
+class ModelError(UserError):
     """A model or its weights cannot be built, read or written."""
 
 
@@ -48,7 +49,7 @@ class ModelCard:
 
     class_names: tuple[str, ...]
     image_size: int
-    padding: float = 0.1
+    padding: float = 0.2
     square: bool = True
     model_name: str = "mobilenet"
     multi_view: bool = False

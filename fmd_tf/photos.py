@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from fmd_tf.errors import UserError
 from fmd_tf.exif import read_orientation
 from fmd_tf.input_pipeline import decode_upright
 from fmd_tf.voc import MAX_PIXELS, PHOTO_SUFFIXES, misread_kind
@@ -29,7 +30,7 @@ _OTHER_SUFFIXES = (".gif", ".jpe", ".jfif", ".tif", ".tiff", ".heic", ".heif", "
 _EXPECTED = "expected JPEG, PNG, WebP, BMP or GIF"
 
 
-class PhotoError(ValueError):
+class PhotoError(UserError):
     """One photo cannot be read, or its faces cannot be had; the others can."""
 
 

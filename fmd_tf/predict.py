@@ -27,39 +27,25 @@ from typing import Any
 from tqdm import tqdm
 
 from fmd_tf.arguments import at_least, fraction
-from fmd_tf.backends import BackendError, load_backend, version_folder
+from fmd_tf.backends import load_backend, version_folder
 from fmd_tf.checkpoints import BEST_MODEL
-from fmd_tf.client import ServingError
-from fmd_tf.detect import DETECTOR_NAMES, DetectorError
+from fmd_tf.detect import DETECTOR_NAMES
 from fmd_tf.devices import faster_graphs
 from fmd_tf.draw import draw_faces, save_picture
+from fmd_tf.errors import USER_ERRORS, UserError, report_error
 from fmd_tf.labelling import Labeller
-from fmd_tf.model import ModelError
 from fmd_tf.photos import PhotoError, find_photos, read_photo
 from fmd_tf.records import JsonOutput, LabelledFace, OutputError, Record, Summary
-from fmd_tf.video import Tracker, VideoError, VideoFile, VideoSource, label_video
-from fmd_tf.window import Window, WindowError
+from fmd_tf.video import Tracker, VideoFile, VideoSource, label_video
+from fmd_tf.window import Window
 
 DEFAULT_MODEL = f"checkpoints/{BEST_MODEL}"
 DEFAULT_VIDEO_DIR = Path("results/video")
 _REPORT_SECONDS = 15.0
 
 
-class InputError(ValueError):
+class InputError(UserError):
     """There is nothing to predict on."""
-
-
-_USER_ERRORS = (
-    BackendError,
-    DetectorError,
-    InputError,
-    ModelError,
-    OSError,
-    OutputError,
-    ServingError,
-    VideoError,
-    WindowError,
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,9 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _terminated_as_interrupted():
             predict(**vars(arguments))
-    except _USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except USER_ERRORS as error:
+        return report_error(error)
     except KeyboardInterrupt:
         print("stopped; with --output the same command goes on from here", file=sys.stderr)
         return 130

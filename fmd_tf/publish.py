@@ -10,13 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fmd_tf.errors import UserError
+
 _STALE_SECONDS = 3600
 # Names that are no numbers: servers of versions skip them.
 _PARTIAL = ".partial-"
 _REPLACED = ".replaced-"
 
 
-class PublishError(ValueError):
+class PublishError(UserError):
     """A folder cannot be put into place."""
 
 

@@ -40,6 +40,7 @@ from typing import IO, Any
 import numpy as np
 
 from fmd_tf.client import Prediction
+from fmd_tf.errors import UserError
 from fmd_tf.publish import replacing
 
 SCHEMA = "fmd_tf.predictions"
@@ -47,7 +48,7 @@ SCHEMA_VERSION = 1
 UNCERTAIN = "uncertain"
 
 
-class OutputError(ValueError):
+class OutputError(UserError):
     """The JSON file cannot be written, or holds another unfinished run."""
 
 

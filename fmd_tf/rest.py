@@ -138,22 +138,21 @@ def inflate(body: bytes, max_bytes: int) -> bytes:
     return data if inflater.eof and len(data) <= max_bytes else b""
 
 
-def parse_json(body: bytes, max_depth: int = MAX_DEPTH) -> dict[str, Any]:
+def parse_json(body: bytes) -> dict[str, Any]:
     """Parse a request.
 
     Args:
         body: UTF-8, with or without a byte order mark; bytes that are none are kept.
-        max_depth: Nesting of lists and objects that is not exceeded.
 
     Returns:
         The object.
 
     Raises:
-        RestError: It is not a JSON object, or nested too deep.
+        RestError: It is not a JSON object, or nested deeper than `MAX_DEPTH`.
     """
     if not body.strip(b" \t\r\n"):
         raise _invalid("JSON Parse error: The document is empty")
-    _require_depth(body, max_depth)
+    _require_depth(body)
     try:
         document = json.loads(body.decode("utf-8-sig", "surrogateescape"))
     except json.JSONDecodeError as error:
@@ -180,15 +179,15 @@ _STEPS[list(b"[{")] = 1
 _STEPS[list(b"]}")] = -1
 
 
-def _require_depth(body: bytes, max_depth: int) -> None:
+def _require_depth(body: bytes) -> None:
     """Refuse deep nesting before the parser recurses into it."""
-    if body.count(b"[") + body.count(b"{") <= max_depth:
+    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
         return
     brackets = _STRINGS.sub(b"", body).translate(None, _NOT_BRACKETS)
     depth = int(np.cumsum(_STEPS[np.frombuffer(brackets, np.uint8)]).max(initial=0))
-    if depth > max_depth:
+    if depth > MAX_DEPTH:
         raise _invalid(
-            f"JSON Parse error: expected nesting of at most {max_depth} levels, got {depth}",
+            f"JSON Parse error: expected nesting of at most {MAX_DEPTH} levels, got {depth}",
         )
 
 

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from fmd_tf import CLASS_NAMES
 from fmd_tf.arguments import at_least
-from fmd_tf.boxes import Box
+from fmd_tf.boxes import Box, touch
 
 SAMPLE_DIR = Path("data/sample")
 NUM_PHOTOS = 320
@@ -94,7 +94,7 @@ def _free_place(
         x = int(generator.integers(0, _WIDTH - width))
         y = int(generator.integers(0, _HEIGHT - height))
         box = (x, y, x + width, y + height)
-        if not any(_overlap(_with_hair(box), _with_hair(other)) for other in taken):
+        if not any(touch(_with_hair(box), _with_hair(other)) for other in taken):
             return box
     return None
 
@@ -103,15 +103,6 @@ def _with_hair(box: Box) -> Box:
     """Grow a box by what hair and shoulders may cover."""
     margin = (box[3] - box[1]) // 4
     return (box[0] - margin, box[1] - margin, box[2] + margin, box[3] + margin)
-
-
-def _overlap(first: Box, second: Box) -> bool:
-    return (
-        first[0] < second[2]
-        and second[0] < first[2]
-        and first[1] < second[3]
-        and second[1] < first[3]
-    )
 
 
 def _background(generator: np.random.Generator) -> Image.Image:

@@ -23,6 +23,7 @@ from tensorflow.core.protobuf.meta_graph_pb2 import SignatureDef
 from tensorflow.python.framework import errors_impl
 from tensorflow_serving.apis import get_model_metadata_pb2, prediction_log_pb2
 
+from fmd_tf.errors import UserError
 from fmd_tf.rest import RestError
 
 _log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ AVAILABLE, LOADING, ENDED = "AVAILABLE", "LOADING", "END"
 Tensors = dict[str, np.ndarray]
 
 
-class ServableError(ValueError):
+class ServableError(UserError):
     """There is nothing to serve."""
 
 

@@ -48,6 +48,7 @@ import uvicorn
 
 from fmd_tf import rest
 from fmd_tf.arguments import at_least, duration
+from fmd_tf.errors import USER_ERRORS, report_error
 from fmd_tf.rest import ModelPath, RestError
 from fmd_tf.servable import ModelVersions, ServableError
 
@@ -415,9 +416,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         versions = ModelVersions(options.model_dir, name, options.num_versions, options.label)
         with listen(options.host, options.port) as listener:
             serve(versions, _limits(options), listener, options.poll, options.metrics)
-    except (ServableError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except USER_ERRORS as error:
+        return report_error(error)
     except KeyboardInterrupt:  # While the model was loaded; later, requests end first.
         print("stopped", file=sys.stderr)
         return 130

@@ -22,6 +22,7 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from fmd_tf.errors import UserError
 from fmd_tf.publish import write_text
 from fmd_tf.voc import Annotation
 
@@ -44,7 +45,7 @@ In the Kaggle data all 184 photos of this size are from one series of selfies of
 _NUM_CANDIDATES = 1000
 
 
-class SplitError(ValueError):
+class SplitError(UserError):
     """Photos cannot be split as asked for."""
 
 
@@ -60,7 +61,6 @@ class Split:
 def group_photos(
     annotations: Sequence[Annotation],
     max_distance: int = MAX_DISTANCE,
-    series_sizes: Collection[tuple[int, int]] = SERIES_SIZES,
 ) -> dict[str, int]:
     """Join near-duplicate photos, consecutive shots and series to groups.
 
@@ -69,8 +69,8 @@ def group_photos(
 
     Args:
         annotations: The photos.
-        max_distance: Number of differing bits, of 256, up to which two photos are one scene.
-        series_sizes: Sizes (width, height) whose photos are one series each.
+        max_distance: Number of differing bits, of 256, up to which two photos are one scene. With
+            less than `MAX_DISTANCE`, which asks for copies alone, there are no series.
 
     Returns:
         Group number by photo file name; the numbers follow the order of the annotations.
@@ -78,7 +78,7 @@ def group_photos(
     with ThreadPoolExecutor() as pool:
         hashes = np.array(list(pool.map(_difference_hash, annotations)), dtype=np.float32)
     first, second = _close_pairs(hashes, max_distance)
-    for size in series_sizes:
+    for size in SERIES_SIZES if max_distance >= MAX_DISTANCE else ():
         series = [i for i, each in enumerate(annotations) if (each.width, each.height) == size]
         first = np.append(first, series[:-1])
         second = np.append(second, series[1:])

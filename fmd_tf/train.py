@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import keras
@@ -19,8 +19,8 @@ import numpy as np
 
 from fmd_tf.calibration import fit_temperature, rarity_offsets, rescale_logits
 from fmd_tf.checkpoints import BEST_MODEL, EXPORTED, RunFolder, require_space
-from fmd_tf.command import run_training
-from fmd_tf.config import IMAGENET, NO_WEIGHTS, ConfigError, TrainConfig
+from fmd_tf.command import run_training, weights_at_hand
+from fmd_tf.config import NO_WEIGHTS, ConfigError, TrainConfig
 from fmd_tf.devices import make_strategy, precision_policy, select_device
 from fmd_tf.distill import load_teacher
 from fmd_tf.download import find_data
@@ -31,7 +31,6 @@ from fmd_tf.input_pipeline import Crops, load_crops
 from fmd_tf.metrics import Predictions, format_summary
 from fmd_tf.model import (
     ModelCard,
-    ModelError,
     build_model,
     dtype_policy,
     is_depthwise,
@@ -77,7 +76,8 @@ def train_and_evaluate(config: TrainConfig) -> dict:
     """
     select_device(config.device)
     require_writable(config.checkpoint_dir, config.results_dir, config.export_dir)
-    config = _resolve_weights(config)
+    build = partial(build_model, config.model_name, config.image_size, 2)
+    config = replace(config, weights=weights_at_hand(config.weights, config.sample, build))
     crops, folder = _load_data(config)
     if config.folds:
         report, seconds = _cross_validate(config, crops)
@@ -104,18 +104,6 @@ def train_and_evaluate(config: TrainConfig) -> dict:
     print(f"Results: {config.results_dir / 'metrics'}")
     print(format_summary(report, config.class_names))
     return report
-
-
-def _resolve_weights(config: TrainConfig) -> TrainConfig:
-    """Let the quick start begin from random weights where none can be downloaded."""
-    if not (config.sample and config.weights == IMAGENET):
-        return config
-    try:
-        build_model(config.model_name, config.image_size, 2, IMAGENET)
-    except ModelError:
-        print("No ImageNet weights without internet: this quick start begins from random weights.")
-        return replace(config, weights=NO_WEIGHTS)
-    return config
 
 
 def _load_data(config: TrainConfig) -> tuple[Crops, Folder]:

@@ -21,8 +21,8 @@ from fmd_tf.checkpoints import (
     TrainingState,
     require_space,
 )
-from fmd_tf.command import run_training
-from fmd_tf.config import IMAGENET, NO_WEIGHTS, DetectorConfig
+from fmd_tf.command import run_training, weights_at_hand
+from fmd_tf.config import NO_WEIGHTS, DetectorConfig
 from fmd_tf.detector import (
     DetectorCard,
     build_detector,
@@ -45,7 +45,7 @@ from fmd_tf.evaluate_detector import (
     whole_photos,
 )
 from fmd_tf.input_pipeline import steps_per_epoch
-from fmd_tf.model import ModelError, freeze_batch_norm
+from fmd_tf.model import freeze_batch_norm
 from fmd_tf.publish import require_writable, write_text
 from fmd_tf.sample_data import SAMPLE_DIR, write_sample
 from fmd_tf.splits import Split, choose_split, group_photos, save_split, split_digest
@@ -80,6 +80,8 @@ def train_and_evaluate(config: DetectorConfig) -> dict:
     """
     select_device(config.device)
     require_writable(config.checkpoint_dir, config.results_dir)
+    weights = weights_at_hand(config.weights, config.sample, build_detector)
+    config = replace(config, weights=weights)
     peer = load_peer(config.peer)
     folder = _read_data(config)
     groups = group_photos(folder.annotations, config.group_distance)
@@ -190,14 +192,8 @@ def _callbacks(
 
 
 def _build(config: DetectorConfig) -> keras.Model:
-    """Build the detector; the quick start begins from random weights where there is no network."""
-    try:
-        model = build_detector(config.weights)
-    except ModelError:
-        if not (config.sample and config.weights == IMAGENET):
-            raise
-        print("No ImageNet weights without internet: this quick start begins from random weights.")
-        return build_detector(NO_WEIGHTS)
+    """Build the detector; pretrained batch norm and first layers stay as they are."""
+    model = build_detector(config.weights)
     if config.weights != NO_WEIGHTS:
         freeze_batch_norm(model)
         freeze_first_layers(model)
@@ -275,7 +271,10 @@ def _identity(
     settings = asdict(config)
     for name in ("checkpoint_dir", "results_dir", "overwrite", "device", "peer", "precision"):
         del settings[name]
-    photos = [[each.photo.name, [face.box for face in each.faces]] for each in (*train, *val)]
+    photos = [
+        [each.photo.name, [[face.label, face.box] for face in each.faces]]
+        for each in (*train, *val)
+    ]
     digest = hashlib.sha256(json.dumps(photos).encode())
     return {**settings, "data": digest.hexdigest()[:16]}
 

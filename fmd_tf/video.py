@@ -25,6 +25,7 @@ from scipy.optimize import linear_sum_assignment
 
 from fmd_tf.boxes import overlaps
 from fmd_tf.draw import draw_faces
+from fmd_tf.errors import UserError
 from fmd_tf.photos import Photo, PhotoError
 from fmd_tf.records import UNCERTAIN, LabelledFace, Record
 
@@ -40,7 +41,7 @@ Box = tuple[float, float, float, float]
 Labeller = Callable[[Photo], Sequence[LabelledFace]]
 
 
-class VideoError(ValueError):
+class VideoError(UserError):
     """A video or camera cannot be read, or a video cannot be written."""
 
 
@@ -212,7 +213,7 @@ def _import_cv2() -> ModuleType:
         import cv2
     except ImportError as error:
         raise VideoError(
-            f"video needs OpenCV ({error}); install it with pip install fmd_tf[video]"
+            f"video needs OpenCV ({error}); install it with pip install -e .[video]"
         ) from error
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     return cv2

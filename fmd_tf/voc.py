@@ -8,6 +8,7 @@ a folder are reported at once.
 from __future__ import annotations
 
 import re
+import shlex
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from fmd_tf import CLASS_NAMES, boxes
 from fmd_tf.boxes import Box
+from fmd_tf.errors import UserError
 
 PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 # What Pillow calls them; MPO is a JPEG with more pictures behind it, as phones write.
@@ -78,7 +80,7 @@ class Problem:
         return f"{place}: {self.message}"
 
 
-class AnnotationError(ValueError):
+class AnnotationError(UserError):
     """A data set that cannot be used as it is.
 
     Attributes:
@@ -210,7 +212,7 @@ def _hint(readers: Sequence[_Reader], class_names: Sequence[str]) -> str:
         names = [name for name in class_names if name in found] + unknown
         counts = ", ".join(f"{name} ({found[name]})" for name in names)
         hint += f" Classes in the data: {counts}. A model of these is trained with --class-names"
-        hint = " ".join([hint, *names])
+        hint = f"{hint} {shlex.join(names)}"
     return hint
 
 

@@ -11,8 +11,10 @@ from matplotlib.backends import backend_registry
 from matplotlib.backends.registry import BackendFilter
 from PIL import Image
 
+from fmd_tf.errors import UserError
 
-class WindowError(ValueError):
+
+class WindowError(UserError):
     """There is no screen to show anything on."""
 
 

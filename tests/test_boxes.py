@@ -17,6 +17,13 @@ def test_inverted_and_flat_boxes_are_empty():
     assert not boxes.is_empty((4, 5, 5, 6))
 
 
+def test_boxes_side_by_side_do_not_touch():
+    assert not boxes.touch((0, 0, 2, 2), (2, 0, 4, 2))
+    assert not boxes.touch((0, 0, 2, 2), (0, 2, 2, 4))
+    assert boxes.touch((0, 0, 2, 2), (1, 1, 4, 4))
+    assert boxes.touch((0, 0, 9, 9), (4, 4, 5, 5))
+
+
 def test_overlaps():
     # 2 x 2 boxes shifted by one: 2 common of 6; the same; apart.
     first = np.array([[0, 0, 2, 2]])

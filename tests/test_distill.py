@@ -15,7 +15,7 @@ from fmd_tf.model import ModelCard, ModelError, load_model, logits_model, save_m
 from tests.serving import faces, tiny_model
 
 pytestmark = pytest.mark.usefixtures("shallow_backbone")
-CARD = ModelCard(CLASS_NAMES, 32, training={"split": "abc", "temperature": 1.0})
+CARD = ModelCard(CLASS_NAMES, 32, padding=0.1, training={"split": "abc", "temperature": 1.0})
 
 
 def _named_logits() -> keras.Model:

@@ -1,4 +1,4 @@
-"""Every command and every piece of Python in the documentation runs.
+"""The commands and pieces of Python in the documentation run, but for those of `NOT_RUN`.
 
 Each runs as it stands, in a folder that holds what it names: a data set `DIR`, `photo.jpg`, a
 classifier, a detector, an export and its server. Trainings get flags that make them short, and a
@@ -103,6 +103,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, sample_dir: Path) -> Ite
     write_video(folder / "in.mp4", faces(2, shape=(48, 64)))
     shutil.copy(ROOT / "docs" / "mistakes.csv", folder)
     _write_models(folder)
+    shutil.copytree(sample_dir, folder / "data" / "sample")
+    (folder / "checkpoints" / "sample").mkdir()
+    shutil.copy(folder / "checkpoints" / "best_model.keras", folder / "checkpoints" / "sample")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.syspath_prepend(ROOT)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fmd_tf import CLASS_NAMES
+from fmd_tf import CLASS_NAMES, draw
+from fmd_tf.boxes import overlaps
 from fmd_tf.draw import class_color, draw_faces, enlargement, save_picture
 from fmd_tf.records import UNCERTAIN, LabelledFace
 
@@ -87,10 +88,20 @@ def test_odd_photos_are_drawn(tmp_path: Path, shape: tuple[int, ...]):
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a.jpg"]
 
 
-def test_a_crowd_is_drawn_without_labels_on_labels():
+def test_a_crowd_is_drawn_without_labels_on_labels(monkeypatch: pytest.MonkeyPatch):
+    find, places = draw._find_place, []
+
+    def note(*arguments):
+        places.append(find(*arguments))
+        return places[-1]
+
+    monkeypatch.setattr(draw, "_find_place", note)
     # 100 faces of 8 pixels in a 10 x 10 grid: there is not room for all texts.
     faces = [face((x, y, x + 8, y + 8)) for x in range(0, 100, 10) for y in range(0, 100, 10)]
     assert draw_faces(GREEN, faces).size[0] == 1600
+    written = np.array([place for place in places if place])
+    assert 10 < len(written) < len(places)
+    assert np.triu(overlaps(written, written), k=1).max() == 0
 
 
 def test_the_photo_is_not_changed():

@@ -177,4 +177,4 @@ def test_a_great_loss_is_said_with_a_way_out(
     output = ["--format", "litert-int8", "--output", str(tmp_path / "out")]
     assert export.main([*flags, *output]) == 0
     shown = capsys.readouterr().out
-    assert "litert-dynamic loses less" in shown and "Without --split-file" in shown
+    assert ": litert loses less" in shown and "Without --split-file" in shown

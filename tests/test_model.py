@@ -64,7 +64,7 @@ def test_efficientnet_sees_the_same_from_a_file_as_downloaded(tmp_path: Path, mo
 
 
 def test_file_holds_model_and_card(mobilenet: keras.Model, tmp_path: Path):
-    card = ModelCard(("a", "b", "c"), 32, 0.2, False, "mobilenet", {"epoch": 3})
+    card = ModelCard(("a", "b", "c"), 32, 0.3, False, "other", True, {"epoch": 3, "split": "a"})
     save_model(mobilenet, card, tmp_path / "model.keras")
     loaded, loaded_card = load_model(tmp_path / "model.keras")
     assert loaded_card == card

@@ -222,9 +222,13 @@ def test_shots_of_one_camera_are_one_group_unless_only_copies_are(voc_dir: Path)
 
 
 def test_a_series_is_one_group(voc_dir: Path):
-    add_photo(voc_dir, "other")
-    groups = group_photos(read_folder(voc_dir).annotations, series_sizes=[(40, 30)])
-    assert len(set(groups.values())) == 1
+    for name in ("first", "second"):
+        add_photo(voc_dir, name, size=(301, 400))
+    annotations = read_folder(voc_dir).annotations
+    groups = group_photos(annotations)
+    assert groups["first.png"] == groups["second.png"] != groups["good.png"]
+    # Where copies alone are to be joined, a size is no series.
+    assert len(set(group_photos(annotations, max_distance=5).values())) == 3
 
 
 def test_real_duplicates_land_together(real_dir: Path):
