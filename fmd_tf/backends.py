@@ -22,6 +22,7 @@ from fmd_tf.freezing import fold_batch_norm, freeze
 from fmd_tf.input_pipeline import crop_faces
 from fmd_tf.model import ModelCard, load_model
 from fmd_tf.photos import Photo, PhotoError
+from fmd_tf.publish import versions
 from fmd_tf.voc import MAX_PIXELS
 
 _FACES, _CROPS, _PHOTO = "faces", "serving_default", "photo"
@@ -230,14 +231,17 @@ def version_folder(path: Path) -> Path:
     """
     if (path / "saved_model.pb").is_file():
         return path
-    versions = [each for each in path.iterdir() if each.name.isdecimal()]
-    versions = [each for each in versions if (each / "saved_model.pb").is_file()]
-    if not versions:
+    found = {
+        number: folder
+        for number, folder in versions(path).items()
+        if (folder / "saved_model.pb").is_file()
+    }
+    if not found:
         raise BackendError(
             f"no SavedModel in {path}; expected {path}/1/saved_model.pb as python -m "
             "fmd_tf.export writes it"
         )
-    return max(versions, key=lambda each: int(each.name))
+    return found[max(found)]
 
 
 def _require_signatures(signatures: Mapping[str, object], place: str) -> None:

@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image
 
 from fmd_tf.errors import UserError
+from fmd_tf.publish import versions
 
 _ROUNDS = 10
 _WARM_SECONDS = 0.5
@@ -93,10 +94,10 @@ def newest_version(model_dir: Path) -> Path:
     Raises:
         BenchmarkError: There is none.
     """
-    numbered = [path for path in model_dir.glob("*") if path.name.isdecimal()]
-    if not numbered:
+    found = versions(model_dir)
+    if not found:
         raise BenchmarkError(f"no version in {model_dir}; write one with python -m fmd_tf.export")
-    return max(numbered, key=lambda path: int(path.name))
+    return found[max(found)]
 
 
 def _draw_image() -> bytes:

@@ -62,7 +62,7 @@ from fmd_tf.freezing import fold_batch_norm, freeze
 from fmd_tf.input_pipeline import crop_faces, crop_windows, decode_photo, decode_upright
 from fmd_tf.model import ModelCard, load_model
 from fmd_tf.model_card import write_cards
-from fmd_tf.publish import publishing
+from fmd_tf.publish import publishing, versions
 
 Outputs = dict[str, tf.Tensor]
 Classifier = Callable[[tf.Tensor], Outputs]
@@ -205,8 +205,7 @@ def _require_agreement(model: keras.Model, card: ModelCard) -> None:
 
 
 def _next_version(output_dir: Path) -> int:
-    versions = [int(path.name) for path in output_dir.glob("*") if path.name.isdecimal()]
-    return max(versions, default=0) + 1
+    return max(versions(output_dir), default=0) + 1
 
 
 def _write(model: keras.Model, card: ModelCard, detector: Detector | None, folder: Path) -> None:

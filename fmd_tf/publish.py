@@ -91,6 +91,12 @@ def publishing(target: Path, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def versions(folder: Path) -> dict[int, Path]:
+    """Return the folders in a folder that are versions of a model, by number."""
+    numbered = [path for path in folder.glob("*") if path.name.isdecimal()]
+    return {int(path.name): path for path in numbered if path.is_dir()}
+
+
 def _remove_stale(folder: Path) -> None:
     for path in [*folder.glob(f"{_PARTIAL}*"), *folder.glob(f"{_REPLACED}*")]:
         if time.time() - path.stat().st_mtime > _STALE_SECONDS:

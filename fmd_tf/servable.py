@@ -24,6 +24,7 @@ from tensorflow.python.framework import errors_impl
 from tensorflow_serving.apis import get_model_metadata_pb2, prediction_log_pb2
 
 from fmd_tf.errors import UserError
+from fmd_tf.publish import versions
 from fmd_tf.rest import RestError
 
 _log = logging.getLogger(__name__)
@@ -246,7 +247,7 @@ class ModelVersions:
             # Graphs are cycles, which Python may leave lying for many versions, megabytes each.
             gc.collect()
             self._unloaded = False
-        found = self._find()
+        found = versions(self.base_dir)
         keep: list[int] = []
         for version in sorted(found, reverse=True):
             if len(keep) < self._num_versions and self._ensure(found[version], version):
@@ -259,12 +260,6 @@ class ModelVersions:
         for servable in retired:
             servable.release()
             self._unloaded = True
-
-    def _find(self) -> dict[int, Path]:
-        if not self.base_dir.is_dir():
-            return {}
-        numbered = [path for path in self.base_dir.iterdir() if path.name.isdecimal()]
-        return {int(path.name): path for path in numbered if path.is_dir()}
 
     def _ensure(self, path: Path, version: int) -> bool:
         """Load a version unless it is there or known to be broken; tell whether it is served."""

@@ -97,6 +97,7 @@ def test_mtcnn_finds_real_faces(real_dir: Path):
     assert (boxes[:, 2:] > boxes[:, :2]).all() and (boxes >= 0).all()
 
 
+@pytest.mark.usefixtures("shallow_backbone")
 def test_the_trained_detector_is_the_one_of_its_module(tmp_path: Path):
     tf.keras.utils.set_random_seed(0)
     model, card = build_detector("none"), DetectorCard(image_size=64)

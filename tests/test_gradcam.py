@@ -1,5 +1,6 @@
 import keras
 import numpy as np
+import pytest
 
 from fmd_tf.gradcam import grad_cam, plot_grad_cam
 from fmd_tf.metrics import Predictions
@@ -38,6 +39,7 @@ def test_the_map_shows_where_the_class_is():
     assert heat[1, 29, 29] > 0.9 and heat[1, 2, 2] < 0.1
 
 
+@pytest.mark.usefixtures("shallow_backbone")
 def test_the_map_of_several_views_is_that_of_the_middle_one():
     # Of 42 pixels the middle view sees 36, from 3 to 39.
     model = build_model("mobilenet", 42, 3, "none", multi_view=True)

@@ -332,6 +332,7 @@ def test_progress_off_a_terminal_is_a_line_now_and_then(
     assert capsys.readouterr() == ("a block\n", "2 of 3 images\n")
 
 
+@pytest.mark.usefixtures("shallow_backbone")
 def test_an_export_with_a_detector_gives_the_same_answer(
     photos: Path, tiny_classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
