@@ -43,6 +43,8 @@ class Backend(Protocol):
     """Classifies faces."""
 
     finds_faces: bool
+    version: str | None
+    """That a server has loaded; None of files."""
 
     def classify_faces(self, photo: Photo, boxes: np.ndarray) -> list[Prediction]:
         """Classify the faces in these boxes.
@@ -106,6 +108,7 @@ class _KerasFile:
     """A `.keras` file: cropping and classifier in one graph."""
 
     finds_faces = False
+    version: str | None = None
 
     def __init__(self, path: Path, batch_size: int) -> None:
         self._model, self._card = load_model(path)
@@ -177,6 +180,8 @@ def _prediction(class_names: tuple[str, ...], row: np.ndarray) -> Prediction:
 
 class _SavedModel:
     """A SavedModel of `fmd_tf.export`, run by its signatures."""
+
+    version: str | None = None
 
     def __init__(self, path: Path, batch_size: int) -> None:
         folder = version_folder(path)
@@ -284,11 +289,12 @@ def _asserted(error: tf.errors.OpError) -> str:
 class _Server:
     """TF Serving or `fmd_tf.serve`, over REST."""
 
+    version: str | None
+
     def __init__(self, url: str, batch_size: int) -> None:
-        self._client = _client(url)
-        self._batch_size = batch_size
+        self._client = _client(url, batch_size)
         try:
-            signatures = _served_signatures(self._client, url)
+            self.version, signatures = _served(self._client, url)
             _require_signatures(signatures, url)
         except ValueError:
             self._client.close()
@@ -296,13 +302,8 @@ class _Server:
         self.finds_faces = _PHOTO in signatures
 
     def classify_faces(self, photo: Photo, boxes: np.ndarray) -> list[Prediction]:
-        data = photo.encoded(small=True)
         try:
-            return [
-                prediction
-                for batch in _batches(boxes, self._batch_size)
-                for prediction in self._client.predict_faces(data, batch)
-            ]
+            return self._client.predict_faces(photo.encoded(small=True), boxes)
         except ServingError as error:
             raise _of_photo(error) from error
 
@@ -322,23 +323,26 @@ class _Server:
         self._client.close()
 
 
-def _served_signatures(client: Client, url: str) -> Mapping[str, object]:
+def _served(client: Client, url: str) -> tuple[str, Mapping[str, object]]:
+    """Return the version that a server has loaded, and its signatures."""
     try:
-        return client.metadata()["metadata"]["signature_def"]["signature_def"]
+        answer = client.metadata()
+        signatures = answer["metadata"]["signature_def"]["signature_def"]
+        return str(answer["model_spec"]["version"]), signatures
     except ServingError:
         raise
     except (KeyError, TypeError, ValueError) as error:
         raise BackendError(f"{url} answers, but not as TF Serving's REST API does") from error
 
 
-def _client(url: str) -> Client:
+def _client(url: str, batch_size: int) -> Client:
     """Split a model's URL as TF Serving spells it; of a bare server, take the default name."""
     match = _MODEL_URL.fullmatch(url)
     if not match:
-        return Client(url)
+        return Client(url, batch_size=batch_size)
     parts = match.groupdict()
     version = int(parts["version"]) if parts["version"] else None
-    return Client(parts["url"], parts["model_name"], version, parts["label"])
+    return Client(parts["url"], parts["model_name"], version, parts["label"], batch_size=batch_size)
 
 
 def _of_photo(error: ServingError) -> ValueError:

@@ -22,7 +22,7 @@ from fmd_tf.benchmark_photo import benchmark_photo, format_photo
 from fmd_tf.benchmark_serving import BenchmarkError, benchmark_serving, format_serving
 from fmd_tf.benchmark_train import benchmark_train, format_train
 from fmd_tf.config import IMAGENET
-from fmd_tf.errors import USER_ERRORS, report_error
+from fmd_tf.errors import command_line
 from fmd_tf.model import MODEL_NAMES
 from fmd_tf.provenance import provenance
 from fmd_tf.publish import require_writable, write_text
@@ -37,14 +37,12 @@ _FORMATS = {
 }
 
 
+@command_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the process' exit code."""
     options = vars(_parser().parse_args(argv))
     run: Callable[..., None] = options.pop("run")
-    try:
-        run(**options)
-    except USER_ERRORS as error:
-        return report_error(error)
+    run(**options)
     return 0
 
 

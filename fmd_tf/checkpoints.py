@@ -26,6 +26,8 @@ MONITOR = "val_macro_f1"
 LOSS = "val_loss"
 BEST_MODEL = "best_model.keras"
 EXPORTED = "exported.txt"
+LOCK = ".lock"
+"""Held by the one run that writes to the folder."""
 _RUN_FILE = "run.json"
 
 

@@ -93,6 +93,7 @@ class Client:
             self._url = urlsplit(url)
             usable = self._url.scheme in ("http", "https") and self._url.hostname
             _ = self._url.port  # It raises where that is no port.
+            (self._url.hostname or "").encode("idna")  # As it does where that is no host.
         except ValueError:
             usable = False
         if not usable:
@@ -185,8 +186,13 @@ class Client:
             return []
         if rows.ndim != 2 or rows.shape[1] != 4:
             raise ServingError(f"expected boxes [num_faces, 4], got shape {list(rows.shape)}")
-        inputs = {"image_bytes": _base64(_photo_bytes(photo)), "boxes": rows.tolist()}
-        return self._predict_columns({"signature_name": "faces", "inputs": inputs}, len(rows))
+        image = _base64(_photo_bytes(photo))
+        predictions: list[Prediction] = []
+        for start in range(0, len(rows), self._batch_size):
+            batch = rows[start : start + self._batch_size].tolist()
+            body = {"signature_name": "faces", "inputs": {"image_bytes": image, "boxes": batch}}
+            predictions += self._predict_columns(body, len(batch))
+        return predictions
 
     def predict_photo(
         self, photo: Path | str | bytes | np.ndarray

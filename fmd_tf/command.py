@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fmd_tf.config import IMAGENET, NO_WEIGHTS, RunConfigT, parse_config
-from fmd_tf.errors import USER_ERRORS, report_error
 from fmd_tf.model import ModelError
 
 
@@ -60,8 +59,6 @@ def run_training(
         if config.overwrite:
             again += " without --overwrite"
         train(config)
-    except USER_ERRORS as error:
-        return report_error(error)
     except KeyboardInterrupt:
         print(f"\nStopped. {again} goes on at the last saved epoch.", file=sys.stderr)
         return 130

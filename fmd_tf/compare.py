@@ -11,13 +11,13 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from fmd_tf.errors import USER_ERRORS, report_error
+from fmd_tf.errors import command_line
 from fmd_tf.evaluate import PredictionsError, read_predictions
 from fmd_tf.metrics import Predictions, compute_metrics, paired_differences
 
 
+@command_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the process' exit code."""
     parser = argparse.ArgumentParser(
@@ -27,10 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("base", type=Path, help="results folder of the run to compare with")
     parser.add_argument("others", type=Path, nargs="+", help="results folders of other runs")
     arguments = parser.parse_args(argv)
-    try:
-        print(compare(arguments.base, arguments.others))
-    except USER_ERRORS as error:
-        return report_error(error)
+    print(compare(arguments.base, arguments.others))
     return 0
 
 
@@ -91,8 +88,10 @@ def _minutes(folder: Path) -> str:
     path = folder / "metrics" / "config.json"
     if not path.is_file():
         return ""
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    seconds = config.get("training_seconds")
+    try:
+        seconds = json.loads(path.read_text(encoding="utf-8")).get("training_seconds")
+    except (AttributeError, ValueError) as error:
+        raise PredictionsError(f"{path}: expected the JSON file of a run ({error})") from error
     return "" if seconds is None else f"{seconds / 60:.1f}"
 
 

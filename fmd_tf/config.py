@@ -8,7 +8,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from fmd_tf import CLASS_NAMES, MIN_IMAGE_SIZE, MIN_MULTI_VIEW_SIZE
+from fmd_tf import CLASS_NAMES, MIN_IMAGE_SIZE, MIN_MULTI_VIEW_SIZE, UNCERTAIN
 from fmd_tf.errors import UserError
 from fmd_tf.splits import HASH_BITS, MAX_DISTANCE
 
@@ -64,6 +64,8 @@ class RunConfig:
         names = self.class_names
         if len(names) < 2 or len(set(names)) != len(names) or "" in names:
             self._require("class_names", False, "at least two different names")
+        if UNCERTAIN in names:
+            self._require("class_names", False, f"no {UNCERTAIN!r}, as unsure answers are called")
         if self.val_fraction + self.test_fraction >= 1:
             raise ConfigError(
                 "--val-fraction and --test-fraction: expected a sum of less than 1, got "

@@ -19,7 +19,7 @@ from fmd_tf.detector import DetectorCard, find_faces, load_detector
 from fmd_tf.errors import UserError
 from fmd_tf.freezing import fold_batch_norm, freeze
 from fmd_tf.photos import PhotoError
-from fmd_tf.voc import AnnotationError, read_boxes
+from fmd_tf.voc import AnnotationError, photo_name, read_boxes
 
 DETECTOR_NAMES = ("trained", "mtcnn", "voc", "none")
 DEFAULT_DETECTOR = Path("checkpoints/detector/best_detector.keras")
@@ -131,13 +131,26 @@ def _load_mtcnn() -> FaceDetector:
     return detect
 
 
+def _is_of_another(xml: Path, photo: Path) -> bool:
+    """Tell whether an annotation names another photo that is there."""
+    named = photo_name(xml)
+    return named not in (None, photo.name) and (photo.parent / str(named)).is_file()
+
+
 def _annotated(photo: np.ndarray, path: Path | None = None) -> Faces:
     """Take the boxes of the Pascal VOC file that belongs to the photo, with scores of 1."""
     if path is None:
         raise PhotoError("boxes from VOC XML need a photo file; choose another --detector")
     beside = path.with_suffix(".xml")
-    candidates = (beside, path.absolute().parent.parent / "annotations" / beside.name)
-    xml = next((each for each in candidates if each.is_file()), None)
+    annotations = path.absolute().parent.parent / "annotations"
+    names = (beside.name, f"{path.name}.xml")
+    candidates = [folder / name for name in names for folder in (path.parent, annotations)]
+    there = [each for each in candidates if each.is_file()]
+    # Another photo may differ in its ending alone.
+    of_others = [each for each in there if _is_of_another(each, path)]
+    xml = next((each for each in there if each not in of_others), None)
+    if xml is None and of_others:
+        raise PhotoError(f"{of_others[0].name} is of another photo; name it {path.name}.xml")
     if xml is None:
         raise PhotoError(f"no annotation {beside.name} beside it or in ../annotations")
     height, width = photo.shape[:2]

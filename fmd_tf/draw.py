@@ -11,12 +11,14 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from fmd_tf import UNCERTAIN
 from fmd_tf.boxes import touch
 from fmd_tf.publish import replacing
-from fmd_tf.records import UNCERTAIN, LabelledFace
+from fmd_tf.records import LabelledFace
 
 Color = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]
@@ -114,11 +116,12 @@ def _resize(photo: Image.Image, scale: float) -> Image.Image:
 
 
 def _font(size: tuple[int, int]) -> ImageFont.FreeTypeFont:
-    """Return Pillow's own font, at a size that goes with the picture's."""
-    font = ImageFont.load_default(max(14, min(48, max(size) // 70)))
-    if not isinstance(font, ImageFont.FreeTypeFont):
-        raise RuntimeError("expected a Pillow with FreeType, as its wheels have it")
-    return font
+    """Return DejaVu Sans, at a size that goes with the picture's.
+
+    Matplotlib brings it; unlike Pillow's own font it has Greek and Cyrillic letters and accents.
+    """
+    file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    return ImageFont.truetype(file, max(14, min(48, max(size) // 70)))
 
 
 def _color(face: LabelledFace) -> Color:

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+import io
 import sys
+from collections.abc import Callable, Sequence
+from functools import wraps
 
 
 class UserError(ValueError):
     """Input that cannot be used; the message says what was expected, what came and what to do."""
 
 
-USER_ERRORS = (UserError, OSError)
-"""What a command reports in place of a traceback: files that cannot be read or written too."""
+def command_line(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
+    """Decorate a command's main function, so that it ends with a message and no traceback.
 
+    Of what goes wrong, the user's errors are reported, and files that cannot be read or written.
+    What the console cannot show, of names of files and classes, is escaped.
 
-def report_error(error: Exception) -> int:
-    """Print the message of one of `USER_ERRORS`; return the process' exit code."""
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+    Args:
+        main: Takes the arguments without the program's name, or None for those of the process;
+            returns the process' exit code.
+
+    Returns:
+        The same, with the exit code 2 after such an error.
+    """
+
+    @wraps(main)
+    def run(argv: Sequence[str] | None = None) -> int:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        try:
+            return main(argv)
+        except (UserError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+
+    return run

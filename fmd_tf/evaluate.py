@@ -20,7 +20,7 @@ import numpy as np
 
 from fmd_tf import plots
 from fmd_tf.arguments import at_least
-from fmd_tf.errors import USER_ERRORS, UserError, report_error
+from fmd_tf.errors import UserError, command_line
 from fmd_tf.face_mask_dataset import load_photos
 from fmd_tf.gradcam import plot_grad_cam
 from fmd_tf.input_pipeline import Crops, eval_dataset, load_crops
@@ -39,13 +39,11 @@ class PredictionsError(UserError):
     """A table of predictions cannot be used."""
 
 
+@command_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the process' exit code."""
     arguments = _parse(argv)
-    try:
-        metrics, card = evaluate(**vars(arguments))
-    except USER_ERRORS as error:
-        return report_error(error)
+    metrics, card = evaluate(**vars(arguments))
     print(f"Results: {arguments.results_dir / 'metrics'}")
     print(format_summary(metrics, card.class_names))
     return 0

@@ -30,7 +30,7 @@ from fmd_tf.detect import (
 )
 from fmd_tf.detector import DetectorCard, load_detector
 from fmd_tf.detector_metrics import RECALL_OVERLAP, PhotoFaces, average_precision, summarize
-from fmd_tf.errors import USER_ERRORS, report_error
+from fmd_tf.errors import command_line
 from fmd_tf.input_pipeline import crop_faces, decode_photo
 from fmd_tf.model import ModelCard, ModelError, load_model
 from fmd_tf.publish import require_writable, write_text
@@ -49,13 +49,11 @@ END_TO_END_OVERLAP = 0.3
 LOWEST_SCORE = 0.05
 
 
+@command_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the process' exit code."""
     options = _parse(argv)
-    try:
-        evaluate(**vars(options))
-    except USER_ERRORS as error:
-        return report_error(error)
+    evaluate(**vars(options))
     return 0
 
 

@@ -44,7 +44,7 @@ from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
 from fmd_tf.arguments import at_least
 from fmd_tf.detector import DetectorCard, find_faces, load_detector
-from fmd_tf.errors import USER_ERRORS, UserError, report_error
+from fmd_tf.errors import UserError, command_line
 from fmd_tf.evaluate import load_faces, select_part
 from fmd_tf.formats import (
     FORMATS,
@@ -59,10 +59,11 @@ from fmd_tf.formats import (
     require_packages,
 )
 from fmd_tf.freezing import fold_batch_norm, freeze
-from fmd_tf.input_pipeline import crop_faces, crop_windows, decode_photo, decode_upright
+from fmd_tf.input_pipeline import Crops, crop_faces, crop_windows, decode_photo, decode_upright
 from fmd_tf.model import ModelCard, load_model
 from fmd_tf.model_card import write_cards
 from fmd_tf.publish import publishing, versions
+from fmd_tf.splits import MAX_DISTANCE
 
 Outputs = dict[str, tf.Tensor]
 Classifier = Callable[[tf.Tensor], Outputs]
@@ -82,19 +83,17 @@ class ExportError(UserError):
     """A SavedModel cannot be written."""
 
 
+@command_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the process' exit code."""
     options = _parse(argv)
-    try:
-        if options.format != SAVED_MODEL:
-            require_packages(options.format)  # Before minutes are spent on reading faces.
-        model, card = load_model(options.model)
-        if options.format == SAVED_MODEL:
-            _export_saved_model(model, card, options)
-        else:
-            _export_format(model, card, options)
-    except USER_ERRORS as error:
-        return report_error(error)
+    if options.format != SAVED_MODEL:
+        require_packages(options.format)  # Before minutes are spent on reading faces.
+    model, card = load_model(options.model)
+    if options.format == SAVED_MODEL:
+        _export_saved_model(model, card, options)
+    else:
+        _export_format(model, card, options)
     return 0
 
 
@@ -111,6 +110,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--overwrite", action="store_true", help="replace that version, or that folder")
     add("--data-dir", type=Path, help="VOC folder to compare with the model on; int8 needs it")
     add("--split-file", type=Path, help="split.json: calibrate on train, compare on test")
+    add("--group-distance", type=at_least(0), default=MAX_DISTANCE, help="as for training (bits)")
+    add("--skip-invalid", action="store_true", help="leave out invalid annotations")
     options = parser.parse_args(argv)
     if options.format != SAVED_MODEL and (options.detector or options.version):
         parser.error("--detector and --version are for --format savedmodel")
@@ -119,12 +120,16 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+def _load_crops(card: ModelCard, options: argparse.Namespace) -> Crops:
+    return load_faces(options.data_dir, card, options.skip_invalid, options.group_distance)[0]
+
+
 def _export_saved_model(model: keras.Model, card: ModelCard, options: argparse.Namespace) -> None:
     detector = load_detector(options.detector) if options.detector else None
     output = options.output or Path("savedmodel/face_mask")
     test = None
     if options.data_dir:
-        crops, _ = load_faces(options.data_dir, card)
+        crops = _load_crops(card, options)
         test = select_part(crops, card, options.split_file, "test")
     path = export_saved_model(model, card, output, options.version, options.overwrite, detector)
     print(f"SavedModel: {path}")
@@ -137,7 +142,7 @@ def _export_format(model: keras.Model, card: ModelCard, options: argparse.Namesp
     output = options.output or Path("exports") / options.format
     train = test = None
     if options.data_dir:
-        crops, _ = load_faces(options.data_dir, card)
+        crops = _load_crops(card, options)
         train = select_part(crops, card, options.split_file, "train").images
         test = select_part(crops, card, options.split_file, "test")
     export_format(options.format, model, card, output, options.overwrite, train)
@@ -223,7 +228,10 @@ def _write(model: keras.Model, card: ModelCard, detector: Detector | None, folde
         setattr(module, f"endpoint_{name}", endpoint)
     # Nobody trains on from here, and EfficientNet's gradients cannot be saved from constants.
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-    tf.saved_model.save(module, str(folder), signatures=endpoints, options=options)
+    try:
+        tf.saved_model.save(module, str(folder), signatures=endpoints, options=options)
+    except tf.errors.OpError as error:  # A full disk, for example.
+        raise ExportError(f"{folder.parent} cannot be written: {error.message[:300]}") from error
     _write_assets(card, detector[1] if detector else None, folder / "assets.extra")
     # Servers run under users of their own.
     for path in [folder, *folder.rglob("*")]:

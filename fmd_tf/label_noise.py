@@ -24,7 +24,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fmd_tf import plots
-from fmd_tf.errors import USER_ERRORS, report_error
+from fmd_tf.errors import command_line
 from fmd_tf.evaluate import PredictionsError, read_predictions
 from fmd_tf.face_mask_dataset import load_photos
 from fmd_tf.input_pipeline import Crops, load_crops
@@ -37,13 +37,11 @@ _PICTURE_SIZE = 112
 _MOST_SHOWN = 800  # A picture of twice as many would be too high for Matplotlib.
 
 
+@command_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the process' exit code."""
     arguments = _parse(argv)
-    try:
-        summary = find_label_noise(**vars(arguments))
-    except USER_ERRORS as error:
-        return report_error(error)
+    summary = find_label_noise(**vars(arguments))
     print(_format(summary))
     print(f"Results: {arguments.results_dir / 'metrics'}")
     return 0
@@ -255,10 +253,12 @@ def _format(summary: Mapping[str, Any]) -> str:
     ]
     for key in ("with_all", "without_wrong_labels"):
         part = summary[key]["all_faces"]
-        lines.append(
-            f"{key.replace('_', ' ')}: {part['num_faces']} faces, accuracy "
-            f"{part['accuracy']:.4f}, macro-F1 {part['macro_f1']:.4f}"
+        figures = (
+            ""
+            if not part["num_faces"]
+            else (f", accuracy {part['accuracy']:.4f}, macro-F1 {part['macro_f1']:.4f}")
         )
+        lines.append(f"{key.replace('_', ' ')}: {part['num_faces']} faces{figures}")
     return "\n".join(lines)
 
 

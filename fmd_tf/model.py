@@ -385,7 +385,9 @@ def read_archive(path: Path, kind: str, command: str) -> tuple[keras.Model, dict
         found = card.pop("kind")
         if found == kind:
             return keras.saving.load_model(path, compile=False), card
-    except (zipfile.BadZipFile, KeyError, TypeError, ValueError, OSError) as error:
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
+    except (zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
         raise ModelError(
             f"{path} is not a {kind} of fmd_tf ({type(error).__name__}); expected a .keras file "
             f"of {command}"

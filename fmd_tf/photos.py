@@ -21,12 +21,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from fmd_tf.errors import UserError
 from fmd_tf.exif import read_orientation
 from fmd_tf.input_pipeline import decode_upright
-from fmd_tf.voc import MAX_PIXELS, PHOTO_SUFFIXES, misread_kind
+from fmd_tf.voc import MAX_PIXELS, OTHER_SUFFIXES, PHOTO_SUFFIXES, misread_kind
 
 # What TensorFlow decodes, and then what it does not, but someone may expect to be read: those
 # are reported as unreadable instead of being passed over in silence.
 _DECODED = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
-_OTHER_SUFFIXES = (".gif", ".jpe", ".jfif", ".tif", ".tiff", ".heic", ".heif", ".avif")
 _EXPECTED = "expected JPEG, PNG, WebP, BMP or GIF"
 
 
@@ -171,16 +170,18 @@ def find_photos(folder: Path, leave_out: Path | None = None) -> list[Path]:
 
 
 def _walk(folder: Path, leave_out: Path | None) -> Iterator[Path]:
-    suffixes = (*PHOTO_SUFFIXES, *_OTHER_SUFFIXES)
+    suffixes = (*PHOTO_SUFFIXES, *OTHER_SUFFIXES)
     closed: list[Path] = []
+    met = {folder.resolve(), leave_out}
     for parent, folders, names in os.walk(
-        folder, onerror=lambda error: closed.append(Path(error.filename))
+        folder, onerror=lambda error: closed.append(Path(error.filename)), followlinks=True
     ):
+        real = {name: (Path(parent) / name).resolve() for name in folders}
+        # A link may lead back to where it is found.
         folders[:] = [
-            name
-            for name in folders
-            if not name.startswith(".") and (Path(parent) / name).resolve() != leave_out
+            name for name in folders if not name.startswith(".") and real[name] not in met
         ]
+        met.update(real[name] for name in folders)
         for name in names:
             if name.lower().endswith(suffixes) and not name.startswith("."):
                 yield Path(parent) / name

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import io
 import os
 import re
 import signal
@@ -21,6 +20,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from fmd_tf.checkpoints import BEST_MODEL
 from fmd_tf.detect import DETECTOR_NAMES
 from fmd_tf.devices import faster_graphs
 from fmd_tf.draw import draw_faces, save_picture
-from fmd_tf.errors import USER_ERRORS, UserError, report_error
+from fmd_tf.errors import UserError, command_line
 from fmd_tf.labelling import Labeller
 from fmd_tf.photos import PhotoError, find_photos, read_photo
 from fmd_tf.records import JsonOutput, LabelledFace, OutputError, Record, Summary
@@ -42,23 +42,21 @@ from fmd_tf.window import Window
 DEFAULT_MODEL = f"checkpoints/{BEST_MODEL}"
 DEFAULT_VIDEO_DIR = Path("results/video")
 _REPORT_SECONDS = 15.0
+_LONGEST_NAME = 220
+"""Bytes of a photo's name in that of its picture; file systems take 255."""
 
 
 class InputError(UserError):
     """There is nothing to predict on."""
 
 
+@command_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the process' exit code."""
     arguments = build_parser().parse_args(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # Names of files need not be text that the console can show.
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with _terminated_as_interrupted():
             predict(**vars(arguments))
-    except USER_ERRORS as error:
-        return report_error(error)
     except KeyboardInterrupt:
         print("stopped; with --output the same command goes on from here", file=sys.stderr)
         return 130
@@ -67,15 +65,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """Keep as much when a service is stopped as when someone presses Ctrl-C."""
+    """Keep as much when a service is stopped, or its terminal closed, as at Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {
+        each: signal.signal(each, signal.default_int_handler)
+        for each in (getattr(signal, name) for name in names)
+        if signal.getsignal(each) != signal.SIG_IGN  # As nohup has it.
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -174,6 +178,7 @@ def predict(
             "source": source.name,
             "model": model,
             "model_sha256": _sha256(Path(model)),
+            "model_version": backend.version,
             "detector": detector,
             "detector_sha256": _sha256(label.detector_file),
             "confidence_threshold": confidence_threshold,
@@ -206,7 +211,29 @@ class _Photos:
     def picture(self, path: Path, folder: Path) -> Path:
         """Two photos have two pictures, also where only their ending or folder differs."""
         relative = Path(os.path.relpath(path, self.root))
+        name = os.fsencode(relative.name)
+        if len(name) > _LONGEST_NAME:  # There would be no room for an ending.
+            beginning = name[:_LONGEST_NAME].decode(errors="ignore")
+            mark = hashlib.sha256(name).hexdigest()[:8]
+            return folder / relative.with_name(f"{beginning}-{mark}.jpg")
         return folder / relative.with_name(f"{relative.name}.jpg")
+
+    @cached_property
+    def _by_name(self) -> dict[str, Path]:
+        return {self.file_name(path): path for path in self.files}
+
+    def is_unchanged(self, record: Mapping[str, Any], written: float) -> bool:
+        """Tell whether an interrupted run's record is of a photo that is as it was then.
+
+        Args:
+            record: The record.
+            written: When the run was interrupted, in seconds since the epoch.
+        """
+        path = self._by_name.get(record["file"])
+        if path is None or not path.exists():
+            return False
+        status = path.stat()
+        return max(status.st_mtime, status.st_ctime) <= written
 
 
 def _open_source(
@@ -280,7 +307,7 @@ def _folder_files(folder: Path, save_viz: Path | None) -> list[Path]:
 
 
 def _sha256(path: Path | None) -> str | None:
-    """Tell one model from another that takes its place; a server's cannot be told."""
+    """Tell one model from another that takes its place; of a server's the version must do."""
     if path is None:
         return None
     if path.is_dir():
@@ -297,7 +324,8 @@ class _Results:
         self.summary = Summary()
         self.done: set[str] = set()
         self._is_video = isinstance(source, VideoSource)
-        self._json = JsonOutput(output, settings, resume=not self._is_video) if output else None
+        keep = None if isinstance(source, VideoSource) else source.is_unchanged
+        self._json = JsonOutput(output, settings, keep) if output else None
         for record in self._json.done() if self._json else ():
             self.summary.add(record)
             self.done.add(record["file"])

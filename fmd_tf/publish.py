@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 import time
@@ -10,16 +11,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from fmd_tf.errors import UserError
 
 _STALE_SECONDS = 3600
 # Names that are no numbers: servers of versions skip them.
 _PARTIAL = ".partial-"
 _REPLACED = ".replaced-"
+_STALE = re.compile(rf"({re.escape(_PARTIAL)}|{re.escape(_REPLACED)}).+-[0-9a-f]{{8}}")
+# What TensorFlow and this project write into the folder of a model.
+_WRITTEN = re.compile(
+    r"assets(\.extra)?|variables|(saved_model|fingerprint)\.pb|model\..*|model_card\.json"
+    r"|detector_card\.json|class_names\.txt|README\.md"
+)
 
 
 class PublishError(UserError):
-    """A folder cannot be put into place."""
+    """A file or folder cannot be written, or put into place."""
 
 
 def require_writable(*folders: Path) -> None:
@@ -55,6 +64,31 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def lock(path: Path) -> FileLock:
+    """Take a lock that no other process gets before it is released, or this process ends.
+
+    Args:
+        path: The lock's file, which may stay.
+
+    Returns:
+        The lock, to be released; not held where the file system has no locks.
+
+    Raises:
+        PublishError: Another run has it.
+    """
+    held = FileLock(path)
+    try:
+        held.acquire(blocking=False)
+    except Timeout as error:
+        raise PublishError(
+            f"another run writes to {path.parent} now ({path.name} is locked); wait until it "
+            "has ended, or give this one a place of its own"
+        ) from error
+    except NotImplementedError:
+        pass
+    return held
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole, in UTF-8; what names of files have that is no text is escaped."""
     with replacing(path) as partial:
@@ -75,12 +109,13 @@ def publishing(target: Path, overwrite: bool) -> Iterator[Path]:
         The folder to write into; it does not exist yet.
 
     Raises:
-        PublishError: The target exists, or cannot be renamed to.
+        PublishError: The target exists, or holds what no export wrote, or cannot be renamed to.
     """
     if target.exists() and not overwrite:
         raise PublishError(
             f"{target} exists already; give another --output or --version, or --overwrite"
         )
+    _require_written_here(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(target.parent)
     partial = target.parent / f"{_PARTIAL}{target.name}-{uuid.uuid4().hex[:8]}"
@@ -97,9 +132,20 @@ def versions(folder: Path) -> dict[int, Path]:
     return {int(path.name): path for path in numbered if path.is_dir()}
 
 
+def _require_written_here(target: Path) -> None:
+    """Refuse to replace a folder that holds anything else than an export."""
+    others = [path.name for path in target.glob("*") if not _WRITTEN.fullmatch(path.name)]
+    if others:
+        raise PublishError(
+            f"{target} holds {min(others)}, which is of no export and would be deleted; give "
+            "another --output"
+        )
+
+
 def _remove_stale(folder: Path) -> None:
-    for path in [*folder.glob(f"{_PARTIAL}*"), *folder.glob(f"{_REPLACED}*")]:
-        if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+    for path in folder.glob(".*"):
+        old = _STALE.fullmatch(path.name) and time.time() - path.stat().st_mtime > _STALE_SECONDS
+        if old:
             shutil.rmtree(path, ignore_errors=True)
 
 

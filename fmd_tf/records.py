@@ -31,21 +31,24 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from fmd_tf import UNCERTAIN
 from fmd_tf.client import Prediction
 from fmd_tf.errors import UserError
-from fmd_tf.publish import replacing
+from fmd_tf.publish import lock, replacing
 
 SCHEMA = "fmd_tf.predictions"
 SCHEMA_VERSION = 1
-UNCERTAIN = "uncertain"
 
 
 class OutputError(UserError):
@@ -211,13 +214,21 @@ class JsonOutput:
     Args:
         path: The file; its folder is made where it is missing.
         settings: What must be the same for a rerun to go on, as JSON values.
-        resume: Go on with a partial file; else start over.
+        keep: Tells of a record of a partial file, and the time of that file, whether it still
+            holds; without it a run starts over, and sets aside what an interrupted one left.
 
     Raises:
-        OutputError: The file cannot be written, or a run with other settings is unfinished.
+        OutputError: The file cannot be written or is no such file, or a run with other settings is
+            unfinished.
+        PublishError: Another run writes to it now.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], resume: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        settings: Mapping[str, Any],
+        keep: Callable[[Mapping[str, Any], float], bool] | None = None,
+    ) -> None:
         self.path = path
         self.partial = path.with_name(f".{path.name}.partial.jsonl")
         self._head = {
@@ -228,32 +239,52 @@ class JsonOutput:
         if path.is_dir():
             raise OutputError(f"--output: {path} is a folder; expected a file such as faces.json")
         try:
+            self._require_own()
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._open(resume)
+            self._lock = lock(path.with_name(f".{path.name}.lock"))
+            self._file = self._open(keep)
         except OSError as error:
             raise OutputError(f"--output: {path} cannot be written ({error.strerror})") from error
 
-    def _open(self, resume: bool) -> IO[str]:
-        if not resume or not self._continues():
-            self.partial.write_text(f"{json.dumps(self._head)}\n", encoding="utf-8")
+    def _require_own(self) -> None:
+        """Refuse to write over a file of another kind: a model, or somebody's notes."""
+        if self.path.is_file() and self.path.stat().st_size:
+            with self.path.open("rb") as file:
+                if f'"{SCHEMA}"'.encode() not in file.read(1000):
+                    raise OutputError(
+                        f"--output: {self.path} is there and no JSON file of this command; give "
+                        "another name, or remove it"
+                    )
+
+    def _open(self, keep: Callable[[Mapping[str, Any], float], bool] | None) -> IO[str]:
+        if sum(1 for _ in islice(self._lines(), 2)) < 2:
+            self._start()
+        elif keep is None:
+            aside = self.path.with_name(f"{self.path.stem}.interrupted.jsonl")
+            self.partial.replace(aside)
+            print(f"What an interrupted run left is set aside: {aside}", file=sys.stderr)
+            self._start()
+        else:
+            self._require_same(json.loads(next(self._lines())))
+            self._drop_but(keep)
         return self.partial.open("a", encoding="utf-8")
 
-    def _continues(self) -> bool:
-        """Tell whether the partial file is of this run, and cut off a line half written."""
-        if not self.partial.is_file():
-            return False
-        with self.partial.open("rb+") as file:
-            head = file.readline()
-            if not head.endswith(b"\n"):
-                return False
-            end = len(head)
-            for line in file:
-                end += len(line) if line.endswith(b"\n") else 0
-            if end == len(head):
-                return False
-            self._require_same(json.loads(head))
-            file.truncate(end)
-        return True
+    def _start(self) -> None:
+        self.partial.write_text(f"{json.dumps(self._head)}\n", encoding="utf-8")
+
+    def _lines(self) -> Iterator[bytes]:
+        """Read the partial file, if there is one, without a line half written."""
+        if self.partial.is_file():
+            with self.partial.open("rb") as file:
+                yield from (line for line in file if line.endswith(b"\n"))
+
+    def _drop_but(self, keep: Callable[[Mapping[str, Any], float], bool]) -> None:
+        """Leave the records in the partial file that still hold."""
+        written = self.partial.stat().st_mtime
+        with replacing(self.partial) as whole, whole.open("wb") as file:
+            for number, line in enumerate(self._lines()):
+                if number == 0 or keep(json.loads(line), written):
+                    file.write(line)
 
     def _require_same(self, found: Mapping[str, Any]) -> None:
         before, now = found.get("settings", {}), self._head["settings"]
@@ -295,7 +326,14 @@ class JsonOutput:
             file.flush()
             os.fsync(file.fileno())
         self.partial.unlink()
+        self._release()
 
     def close(self) -> None:
         """Keep what there is for a rerun."""
         self._file.close()
+        self._release()
+
+    def _release(self) -> None:
+        self._lock.release()
+        with suppress(OSError):  # Another run may have it by now.
+            Path(self._lock.lock_file).unlink()

@@ -48,7 +48,7 @@ import uvicorn
 
 from fmd_tf import rest
 from fmd_tf.arguments import at_least, duration
-from fmd_tf.errors import USER_ERRORS, report_error
+from fmd_tf.errors import command_line
 from fmd_tf.rest import ModelPath, RestError
 from fmd_tf.servable import ModelVersions, ServableError
 
@@ -406,6 +406,7 @@ async def _respond(send: Send, answer: Answer, with_body: bool) -> None:
     await send({"type": "http.response.body", "body": answer.body if with_body else b""})
 
 
+@command_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the process' exit code."""
     options = _parser().parse_args(argv)
@@ -416,8 +417,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         versions = ModelVersions(options.model_dir, name, options.num_versions, options.label)
         with listen(options.host, options.port) as listener:
             serve(versions, _limits(options), listener, options.poll, options.metrics)
-    except USER_ERRORS as error:
-        return report_error(error)
     except KeyboardInterrupt:  # While the model was loaded; later, requests end first.
         print("stopped", file=sys.stderr)
         return 130

@@ -58,6 +58,11 @@ class Split:
     test: tuple[str, ...]
 
 
+def series_sizes(max_distance: int) -> tuple[tuple[int, int], ...]:
+    """Return the sizes of photos that are a series: none where copies alone are to be joined."""
+    return SERIES_SIZES if max_distance >= MAX_DISTANCE else ()
+
+
 def group_photos(
     annotations: Sequence[Annotation],
     max_distance: int = MAX_DISTANCE,
@@ -78,7 +83,7 @@ def group_photos(
     with ThreadPoolExecutor() as pool:
         hashes = np.array(list(pool.map(_difference_hash, annotations)), dtype=np.float32)
     first, second = _close_pairs(hashes, max_distance)
-    for size in SERIES_SIZES if max_distance >= MAX_DISTANCE else ():
+    for size in series_sizes(max_distance):
         series = [i for i, each in enumerate(annotations) if (each.width, each.height) == size]
         first = np.append(first, series[:-1])
         second = np.append(second, series[1:])
@@ -236,9 +241,11 @@ def _best_deal(
     best, best_error = np.zeros(len(counts), int), np.inf
     used = np.flatnonzero(fractions > 0)
     borders = np.cumsum(fractions[used])[:-1] * counts.sum()
-    # A class without faces would be the worst of every deal.
     target = fractions[used, None] * counts.sum(axis=0)
-    present = counts.sum(axis=0) > 0
+    # A class in fewer groups than there are parts would be the worst of every deal, and nothing
+    # else would be balanced.
+    spread = (counts > 0).sum(axis=0) >= len(used)
+    present = spread if spread.any() else counts.sum(axis=0) > 0
     for _ in range(_NUM_CANDIDATES):
         order = generator.permutation(len(counts))
         # A group goes to the part in which its middle face falls.

@@ -18,12 +18,13 @@ import keras
 import numpy as np
 
 from fmd_tf.calibration import fit_temperature, rarity_offsets, rescale_logits
-from fmd_tf.checkpoints import BEST_MODEL, EXPORTED, RunFolder, require_space
+from fmd_tf.checkpoints import BEST_MODEL, EXPORTED, LOCK, RunFolder, require_space
 from fmd_tf.command import run_training, weights_at_hand
 from fmd_tf.config import NO_WEIGHTS, ConfigError, TrainConfig
 from fmd_tf.devices import make_strategy, precision_policy, select_device
 from fmd_tf.distill import load_teacher
 from fmd_tf.download import find_data
+from fmd_tf.errors import command_line
 from fmd_tf.evaluate import predict_probabilities, write_problems, write_report
 from fmd_tf.export import export_saved_model
 from fmd_tf.face_mask_dataset import load_photos
@@ -41,7 +42,7 @@ from fmd_tf.model import (
 from fmd_tf.phases import Recipe, Teaching, train_model
 from fmd_tf.plots import plot_history, save_figure
 from fmd_tf.provenance import provenance
-from fmd_tf.publish import require_writable, write_text
+from fmd_tf.publish import lock, require_writable, write_text
 from fmd_tf.sample_data import SAMPLE_DIR, write_sample
 from fmd_tf.splits import Split, choose_split, make_folds, save_split, split_digest
 from fmd_tf.voc import Folder
@@ -51,6 +52,7 @@ _SMALLEST_BATCH = 4
 _CHUNK = 1024
 
 
+@command_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the process' exit code."""
     return run_training(
@@ -76,6 +78,11 @@ def train_and_evaluate(config: TrainConfig) -> dict:
     """
     select_device(config.device)
     require_writable(config.checkpoint_dir, config.results_dir, config.export_dir)
+    with lock(config.checkpoint_dir / LOCK):
+        return _train_and_evaluate(config)
+
+
+def _train_and_evaluate(config: TrainConfig) -> dict:
     build = partial(build_model, config.model_name, config.image_size, 2)
     config = replace(config, weights=weights_at_hand(config.weights, config.sample, build))
     crops, folder = _load_data(config)
@@ -401,7 +408,9 @@ def _remove_results_of_others(config: TrainConfig, splits: Sequence[str]) -> Non
         splits: Names of the run's own splits.
     """
     folder = config.results_dir / "metrics"
-    stale = {*folder.glob("split*.json")} - {folder / name for name in splits}
+    found = {*folder.glob("split.json"), *folder.glob("split-fold-*.json")}
+    stale = found - {folder / name for name in splits} - {config.split_file}
+    stale |= {*folder.glob("evaluation.json")}
     if config.folds:  # There is no one model that these could be of.
         stale |= {*folder.glob("training_history.*"), *folder.glob("gradcam.png")}
     for path in stale:

@@ -15,6 +15,7 @@ from pathlib import Path
 import keras
 
 from fmd_tf.checkpoints import (
+    LOCK,
     BestModel,
     RunFolder,
     SaveState,
@@ -35,6 +36,7 @@ from fmd_tf.detector_metrics import average_precision, choose_threshold
 from fmd_tf.detector_pipeline import train_views, views_per_epoch
 from fmd_tf.devices import select_device
 from fmd_tf.download import find_data
+from fmd_tf.errors import command_line
 from fmd_tf.evaluate_detector import (
     Contender,
     find_all,
@@ -46,7 +48,7 @@ from fmd_tf.evaluate_detector import (
 )
 from fmd_tf.input_pipeline import steps_per_epoch
 from fmd_tf.model import freeze_batch_norm
-from fmd_tf.publish import require_writable, write_text
+from fmd_tf.publish import lock, require_writable, write_text
 from fmd_tf.sample_data import SAMPLE_DIR, write_sample
 from fmd_tf.splits import Split, choose_split, group_photos, save_split, split_digest
 from fmd_tf.voc import Annotation, Folder, read_folder
@@ -55,6 +57,7 @@ BEST_DETECTOR = "best_detector.keras"
 _MONITOR = "val_ap50"
 
 
+@command_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the process' exit code."""
     return run_training(
@@ -80,6 +83,11 @@ def train_and_evaluate(config: DetectorConfig) -> dict:
     """
     select_device(config.device)
     require_writable(config.checkpoint_dir, config.results_dir)
+    with lock(config.checkpoint_dir / LOCK):
+        return _train_and_evaluate(config)
+
+
+def _train_and_evaluate(config: DetectorConfig) -> dict:
     weights = weights_at_hand(config.weights, config.sample, build_detector)
     config = replace(config, weights=weights)
     peer = load_peer(config.peer)
@@ -271,11 +279,11 @@ def _identity(
     settings = asdict(config)
     for name in ("checkpoint_dir", "results_dir", "overwrite", "device", "peer", "precision"):
         del settings[name]
-    photos = [
-        [each.photo.name, [[face.label, face.box] for face in each.faces]]
-        for each in (*train, *val)
-    ]
-    digest = hashlib.sha256(json.dumps(photos).encode())
+    digest = hashlib.sha256()
+    for each in (*train, *val):
+        faces = [[face.label, face.box] for face in each.faces]
+        digest.update(json.dumps([each.photo.name, faces]).encode())
+        digest.update(each.photo.read_bytes())
     return {**settings, "data": digest.hexdigest()[:16]}
 
 

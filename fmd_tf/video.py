@@ -23,11 +23,12 @@ import numpy as np
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
+from fmd_tf import UNCERTAIN
 from fmd_tf.boxes import overlaps
 from fmd_tf.draw import draw_faces
 from fmd_tf.errors import UserError
 from fmd_tf.photos import Photo, PhotoError
-from fmd_tf.records import UNCERTAIN, LabelledFace, Record
+from fmd_tf.records import LabelledFace, Record
 
 DEFAULT_FRAME_RATE = 25.0
 _MAX_FRAME_RATE = 1000.0
@@ -446,6 +447,9 @@ def label_video(
 
     Yields:
         A record a frame.
+
+    Raises:
+        VideoError: A camera has gone away.
     """
     clock = FrameClock()
     num_written = 0
@@ -467,6 +471,8 @@ def label_video(
             yield record
             if show and not show(picture):
                 return
+    if source.is_camera:
+        raise VideoError(f"{source.name} gives no more frames; what was labelled until now is kept")
 
 
 def _label_frame(name: str, frame: Frame, label: Labeller | None, tracker: Tracker) -> Record:

@@ -24,6 +24,8 @@ from fmd_tf.boxes import Box
 from fmd_tf.errors import UserError
 
 PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+OTHER_SUFFIXES = (".gif", ".jpe", ".jfif", ".tif", ".tiff", ".heic", ".heif", ".avif")
+"""Photos too, but TensorFlow does not decode them, or not by these names."""
 # What Pillow calls them; MPO is a JPEG with more pictures behind it, as phones write.
 _FORMATS = ("BMP", "JPEG", "MPO", "PNG", "WEBP")
 MAX_PIXELS = 100_000_000
@@ -150,6 +152,7 @@ def read_folder(
     annotations, doubles = _without_doubles([r.annotation for r in readers if r.annotation])
     problems += doubles
     problems += _photos_without_annotation(data_dir, readers)
+    problems += _passed_over(data_dir)
     if problems and not skip_invalid:
         raise AnnotationError(problems, _hint(readers, class_names))
     if not annotations:
@@ -203,6 +206,25 @@ def _photos_without_annotation(data_dir: Path, readers: Sequence[_Reader]) -> li
     ]
 
 
+def _passed_over(data_dir: Path) -> list[Problem]:
+    """Report what would be left out unnoticed: folders in the two, and photos of other kinds."""
+    message = "not looked into; expected all photos and .xml files in images/ and annotations/"
+    folders = [
+        Problem(folder, None, message)
+        for name in ("images", "annotations")
+        for folder in sorted((data_dir / name).iterdir())
+        if folder.is_dir()
+        and not folder.name.startswith(".")
+        and any(path.suffix.lower() in (*PHOTO_SUFFIXES, ".xml") for path in folder.rglob("*"))
+    ]
+    message = f"expected a photo of {', '.join(PHOTO_SUFFIXES)}; store it as PNG or JPEG"
+    return folders + [
+        Problem(path, None, message)
+        for path in sorted((data_dir / "images").iterdir())
+        if path.suffix.lower() in OTHER_SUFFIXES
+    ]
+
+
 def _hint(readers: Sequence[_Reader], class_names: Sequence[str]) -> str:
     """Say what to do: about unknown classes above all, since own data has its own names."""
     found = sum((reader.names for reader in readers), Counter[str]())
@@ -238,6 +260,12 @@ def read_boxes(xml: Path, width: int, height: int) -> tuple[Box, ...]:
     return tuple(boxes_found)
 
 
+def photo_name(xml: Path) -> str | None:
+    """Return the name of the photo that a Pascal VOC file is of; None where it has none."""
+    root = _XmlReader(xml).parse()
+    return None if root is None else (root.findtext("filename") or "").strip() or None
+
+
 class _XmlReader:
     """Reads elements of one annotation file and collects what is wrong with it."""
 
@@ -254,7 +282,8 @@ class _XmlReader:
         """Parse without entities and network: a data set must not read other files."""
         parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False)
         try:
-            root = etree.parse(str(self.xml), parser).getroot()
+            # Read here, as lxml takes names in UTF-8 only.
+            root = etree.fromstring(self.xml.read_bytes(), parser)
         except etree.XMLSyntaxError as error:
             message = f"expected XML, got: {error.msg}"
             self.problems.append(Problem(self.xml, error.position[0], message))
@@ -410,19 +439,26 @@ def misread_kind(image: ImageFile.ImageFile) -> str | None:
         if image.mode not in ("L", "RGB", "RGBA"):
             return "BMP with a palette"
         if not _has_usual_header(image):
-            return "BMP of 16 bits a pixel or with an old header"
+            return "BMP that is compressed, of 16 bits a pixel, or with an old header"
     if image.format == "WEBP" and (image.mode == "RGBA" or getattr(image, "n_frames", 1) > 1):
         return "WebP with transparency or many frames"
     return None
 
 
 def _has_usual_header(image: ImageFile.ImageFile) -> bool:
-    """Tell whether a BMP begins as Windows 3 wrote it, or later ones, with 8, 24 or 32 bits."""
+    """Tell whether a BMP begins as Windows 3 wrote it, or later ones, with 8, 24 or 32 bits.
+
+    They are plain, or where masks say what is red, green and blue, in the usual order.
+    """
     assert image.fp is not None, "it is not loaded yet"
     image.fp.seek(0)
-    header = image.fp.read(30)
-    size, bits = (int.from_bytes(header[at], "little") for at in (slice(14, 18), slice(28, 30)))
-    return size >= 40 and bits in (8, 24, 32)
+    header = image.fp.read(66)
+    size, bits, compression, *masks = (
+        int.from_bytes(header[start:end], "little")
+        for start, end in ((14, 18), (28, 30), (30, 34), (54, 58), (58, 62), (62, 66))
+    )
+    plain = compression == 0 or (compression == 3 and masks == [0xFF0000, 0xFF00, 0xFF])
+    return size >= 40 and bits in (8, 24, 32) and plain
 
 
 def _decoded_size(photo: Path) -> tuple[int, int]:

@@ -73,7 +73,7 @@ def test_a_photo_and_its_boxes(
     expected = model.predict(tf.cast(crops, tf.float32), verbose=0)
     file = tmp_path / "photo.png"
     file.write_bytes(encode(photo))
-    client = connect(server.url)
+    client = connect(server.url, batch_size=1)  # A request a box.
     for source in (file, str(file), encode(photo), photo):
         answer = client.predict_faces(source, boxes)
         scores = [list(prediction.probabilities.values()) for prediction in answer]
@@ -102,7 +102,15 @@ def test_what_the_server_refuses(server: Running, connect: Callable[..., Client]
 
 
 @pytest.mark.parametrize(
-    "url", ["127.0.0.1:8501", "ftp://host", "http://", "http://[::1", "http://host:port"]
+    "url",
+    [
+        "127.0.0.1:8501",
+        "ftp://host",
+        "http://",
+        "http://[::1",
+        "http://host:port",
+        "http://192.168.1..5",
+    ],
 )
 def test_urls_that_are_none(url: str) -> None:
     with pytest.raises(ServingError, match="expected a URL"):

@@ -27,6 +27,19 @@ def test_boxes_lie_beside_the_photo_or_in_annotations(tmp_path: Path, folder: st
     assert boxes.dtype == scores.dtype == np.float32
 
 
+def test_the_annotation_of_a_photo_with_another_ending_is_not_taken(tmp_path: Path):
+    (tmp_path / "door.xml").write_text(voc_xml("door.png"))
+    for name in ("door.png", "door.jpg"):
+        (tmp_path / name).touch()
+    with pytest.raises(PhotoError, match=r"door\.xml is of another photo; name it door\.jpg\.xml"):
+        load_face_detector("voc")(PHOTO, tmp_path / "door.jpg")
+    faces = [("x", (2, 3, 12, 13))]
+    (tmp_path / "door.jpg.xml").write_text(voc_xml("door.jpg", (40, 30), faces))
+    assert len(load_face_detector("voc")(PHOTO, tmp_path / "door.jpg")[0]) == 1
+    (tmp_path / "door.png").unlink()
+    assert len(load_face_detector("voc")(PHOTO, tmp_path / "door.jpg")[0]) == 0
+
+
 def test_an_annotation_without_faces_is_an_answer(tmp_path: Path):
     (tmp_path / "a.xml").write_text(voc_xml("a.jpg"))
     boxes, scores = load_face_detector("voc")(PHOTO, tmp_path / "a.jpg")

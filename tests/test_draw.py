@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fmd_tf import CLASS_NAMES, draw
+from fmd_tf import CLASS_NAMES, UNCERTAIN, draw
 from fmd_tf.boxes import overlaps
 from fmd_tf.draw import class_color, draw_faces, enlargement, save_picture
-from fmd_tf.records import UNCERTAIN, LabelledFace
+from fmd_tf.records import LabelledFace
 
 GREEN = np.full((300, 400, 3), (0, 90, 0), np.uint8)
 
@@ -102,6 +102,13 @@ def test_a_crowd_is_drawn_without_labels_on_labels(monkeypatch: pytest.MonkeyPat
     written = np.array([place for place in places if place])
     assert 10 < len(written) < len(places)
     assert np.triu(overlaps(written, written), k=1).max() == 0
+
+
+def test_labels_of_other_alphabets_have_letters():
+    font = draw._font((640, 480))
+    missing = bytes(font.getmask("\uffff"))
+    for letter in "éñмаскаΩ":
+        assert bytes(font.getmask(letter)) != missing
 
 
 def test_the_photo_is_not_changed():

@@ -110,4 +110,4 @@ def test_an_empty_part_is_refused(voc_dir: Path, model_file: Path, tmp_path: Pat
     arguments = ["--model", str(model_file), "--data-dir", str(voc_dir)]
     arguments += ["--results-dir", str(tmp_path), "--split-file", str(tmp_path / "split.json")]
     assert main(arguments) == 2
-    assert "no faces to score" in capsys.readouterr().err
+    assert "has no faces in its part test" in capsys.readouterr().err

@@ -358,13 +358,15 @@ def test_an_interrupted_export_leaves_nothing_a_server_loads(
 
 
 def test_what_a_killed_export_left_is_removed(model: keras.Model, tmp_path: Path) -> None:
-    stale, running = tmp_path / ".partial-1-dead", tmp_path / ".partial-1-live"
-    for folder in (stale, running):
+    stale, running = tmp_path / ".partial-1-deadbeef", tmp_path / ".partial-1-11feed11"
+    somebodys = tmp_path / ".partial-downloads"
+    for folder in (stale, running, somebodys):
         folder.mkdir()
     two_hours_ago = time.time() - 7200
-    os.utime(stale, (two_hours_ago, two_hours_ago))
+    for folder in (stale, somebodys):
+        os.utime(folder, (two_hours_ago, two_hours_ago))
     export_saved_model(model, CARD, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".partial-1-live", "1"]
+    assert {path.name for path in tmp_path.iterdir()} == {running.name, somebodys.name, "1"}
 
 
 def test_model_and_card_must_agree(model: keras.Model, tmp_path: Path) -> None:

@@ -123,8 +123,11 @@ def test_an_existing_folder_is_kept(model: keras.Model, tmp_path: Path):
     (tmp_path / "out" / "mine").touch()
     with pytest.raises(PublishError, match="exists already"):
         export_format("litert", model, CARD, tmp_path / "out")
+    with pytest.raises(PublishError, match="holds mine, which is of no export"):
+        export_format("litert", model, CARD, tmp_path / "out", overwrite=True)
+    (tmp_path / "out" / "mine").rename(tmp_path / "out" / "model.onnx")
     export_format("litert", model, CARD, tmp_path / "out", overwrite=True)
-    assert not (tmp_path / "out" / "mine").exists()
+    assert not (tmp_path / "out" / "model.onnx").exists()
 
 
 @pytest.mark.parametrize("name", FORMATS)

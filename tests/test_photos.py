@@ -43,6 +43,17 @@ def test_where_a_server_would_see_another_photo_it_gets_pixels(
         np.testing.assert_array_equal(decode_photo(photo.encoded(small)), photo.pixels)
 
 
+def test_links_to_folders_are_followed_once(tmp_path: Path):
+    elsewhere, folder = tmp_path / "elsewhere", tmp_path / "photos"
+    for each in (elsewhere, folder / "sub"):
+        each.mkdir(parents=True)
+        write(each, "a.png", encode(PIXELS))
+    (folder / "link").symlink_to(elsewhere)
+    (folder / "sub" / "back").symlink_to(folder)
+    found = [path.relative_to(folder).as_posix() for path in find_photos(folder)]
+    assert found == ["link/a.png", "sub/a.png"]
+
+
 def test_an_upright_tag_changes_nothing(tmp_path: Path):
     data = encode(PIXELS, "JPEG", exif=exif(1))
     assert read_photo(write(tmp_path, "a", data)).encoded() == data

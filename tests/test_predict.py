@@ -16,6 +16,7 @@ from PIL import Image
 from fmd_tf import predict
 from fmd_tf.client import ServingError
 from fmd_tf.detector import DetectorCard, build_detector, save_detector
+from fmd_tf.draw import save_picture
 from fmd_tf.export import export_saved_model
 from fmd_tf.input_pipeline import crop_faces, decode_upright
 from fmd_tf.model import load_model
@@ -160,6 +161,29 @@ def test_a_killed_run_goes_on(photos: Path, tiny_classifier: Path, tmp_path: Pat
     assert 2 <= sum(marked) < 305
     assert marked == sorted(marked, reverse=True)
     assert not partial.exists()
+
+
+def test_a_photo_that_changed_meanwhile_is_looked_at_again(tmp_path: Path):
+    for name in ("same", "new", "gone"):
+        (tmp_path / name).touch()
+    files = [tmp_path / "same", tmp_path / "new"]
+    photos = predict._Photos(str(tmp_path), files, tmp_path, named_as_given=False)
+    written = (tmp_path / "same").stat().st_ctime
+    os.utime(tmp_path / "new", (written + 60, written + 60))
+    unchanged = [
+        photos.is_unchanged({"file": name}, written + 1) for name in ("same", "new", "gone")
+    ]
+    assert unchanged == [True, False, False]
+
+
+def test_a_picture_of_a_photo_with_a_long_name_has_a_name_too(tmp_path: Path):
+    names = ["a.png", "я" * 120 + ".png", "я" * 119 + "ю.png"]
+    photos = predict._Photos(str(tmp_path), [], tmp_path, named_as_given=False)
+    pictures = [photos.picture(tmp_path / name, tmp_path / "viz") for name in names]
+    assert pictures[0].name == "a.png.jpg"
+    assert len(set(pictures)) == 3
+    for picture in pictures:
+        save_picture(Image.new("RGB", (4, 4)), picture)
 
 
 def test_a_server_that_fails_ends_the_run_and_keeps_it(

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from fmd_tf.publish import PublishError, replacing, require_writable, write_text
+from fmd_tf.publish import PublishError, lock, publishing, replacing, require_writable, write_text
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path):
@@ -29,3 +29,30 @@ def test_a_file_in_the_way_of_a_folder_is_said(tmp_path: Path):
     with pytest.raises(PublishError, match="metrics cannot be written"):
         require_writable(tmp_path / "new", tmp_path / "results" / "metrics")
     assert (tmp_path / "new").is_dir()
+
+
+def test_of_two_runs_one_gets_the_lock(tmp_path: Path):
+    held = lock(tmp_path / ".lock")
+    with pytest.raises(PublishError, match="another run writes to"):
+        lock(tmp_path / ".lock")
+    held.release()
+    lock(tmp_path / ".lock").release()
+
+
+def test_only_an_export_is_replaced(tmp_path: Path):
+    target = tmp_path / "keep"
+    with publishing(target, overwrite=True) as partial:
+        partial.mkdir()
+        for name in ("model.onnx", "model_card.json", "class_names.txt", "README.md"):
+            (partial / name).write_text("before")
+    with publishing(target, overwrite=True) as partial:
+        partial.mkdir()
+        (partial / "model.onnx").write_text("after")
+    assert [path.name for path in target.iterdir()] == ["model.onnx"]
+    (target / "best_model.keras").touch()
+    with (
+        pytest.raises(PublishError, match=r"holds best_model\.keras, which is of no export"),
+        publishing(target, overwrite=True),
+    ):
+        pass
+    assert (target / "model.onnx").read_text() == "after"

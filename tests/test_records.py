@@ -4,10 +4,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fmd_tf import UNCERTAIN
 from fmd_tf.client import Prediction
-from fmd_tf.records import UNCERTAIN, JsonOutput, OutputError, Record, Summary, label_faces
+from fmd_tf.publish import PublishError
+from fmd_tf.records import JsonOutput, OutputError, Record, Summary, label_faces
 
 SETTINGS = {"model": "a", "face_threshold": None}
+
+
+def keep_all(record: object, written: float) -> bool:
+    return True
 
 
 def record(name: str) -> dict:
@@ -56,7 +62,7 @@ def test_a_million_errors_are_not_kept():
 
 def test_the_file_appears_when_all_is_done(tmp_path: Path):
     path = tmp_path / "deep" / "faces.json"
-    output = JsonOutput(path, SETTINGS, resume=True)
+    output = JsonOutput(path, SETTINGS, keep_all)
     output.add(record("a"))
     output.add(record("b"))
     assert not path.exists()
@@ -69,17 +75,17 @@ def test_the_file_appears_when_all_is_done(tmp_path: Path):
 
 
 def test_a_file_without_images_is_json_too(tmp_path: Path):
-    JsonOutput(tmp_path / "a.json", SETTINGS, resume=True).finish(Summary())
+    JsonOutput(tmp_path / "a.json", SETTINGS, keep_all).finish(Summary())
     assert json.loads((tmp_path / "a.json").read_text())["images"] == []
 
 
 def test_a_killed_run_goes_on_after_the_last_whole_line(tmp_path: Path):
-    first = JsonOutput(tmp_path / "a.json", SETTINGS, resume=True)
+    first = JsonOutput(tmp_path / "a.json", SETTINGS, keep_all)
     first.add(record("a"))
     first.close()
     with first.partial.open("a") as file:
         file.write('{"file": "b", "wid')
-    second = JsonOutput(tmp_path / "a.json", SETTINGS, resume=True)
+    second = JsonOutput(tmp_path / "a.json", SETTINGS, keep_all)
     assert [each["file"] for each in second.done()] == ["a"]
     second.add(record("b"))
     second.finish(Summary())
@@ -88,12 +94,12 @@ def test_a_killed_run_goes_on_after_the_last_whole_line(tmp_path: Path):
 
 
 def test_a_run_with_other_settings_is_not_mixed_in(tmp_path: Path):
-    first = JsonOutput(tmp_path / "a.json", SETTINGS, resume=True)
+    first = JsonOutput(tmp_path / "a.json", SETTINGS, keep_all)
     first.add(record("a"))
     first.close()
     with pytest.raises(OutputError, match=r"unfinished run with model a \(now b\); finish"):
-        JsonOutput(tmp_path / "a.json", {**SETTINGS, "model": "b"}, resume=True)
-    third = JsonOutput(tmp_path / "a.json", SETTINGS, resume=True)
+        JsonOutput(tmp_path / "a.json", {**SETTINGS, "model": "b"}, keep_all)
+    third = JsonOutput(tmp_path / "a.json", SETTINGS, keep_all)
     assert len(list(third.done())) == 1
     third.close()
 
@@ -101,23 +107,56 @@ def test_a_run_with_other_settings_is_not_mixed_in(tmp_path: Path):
 @pytest.mark.parametrize("left", ["", '{"schema', '{"settings": {"model": "b"}}\n'])
 def test_a_run_that_kept_nothing_is_forgotten(tmp_path: Path, left: str):
     (tmp_path / ".a.json.partial.jsonl").write_text(left)
-    output = JsonOutput(tmp_path / "a.json", SETTINGS, resume=True)
+    output = JsonOutput(tmp_path / "a.json", SETTINGS, keep_all)
     assert list(output.done()) == []
     output.close()
 
 
 def test_a_video_starts_over(tmp_path: Path):
-    first = JsonOutput(tmp_path / "a.json", SETTINGS, resume=True)
+    first = JsonOutput(tmp_path / "a.json", SETTINGS, keep_all)
     first.add(record("a"))
     first.close()
-    output = JsonOutput(tmp_path / "a.json", {}, resume=False)
+    output = JsonOutput(tmp_path / "a.json", {})
     assert list(output.done()) == []
     output.close()
+    # What a killed one left is no less than hours of work.
+    lines = (tmp_path / "a.interrupted.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines[1:]] == [record("a")]
+
+
+def test_records_that_no_longer_hold_are_dropped(tmp_path: Path):
+    first = JsonOutput(tmp_path / "a.json", SETTINGS, keep_all)
+    for name in ("a", "b", "c"):
+        first.add(record(name))
+    first.close()
+    written = first.partial.stat().st_mtime
+    second = JsonOutput(
+        tmp_path / "a.json", SETTINGS, lambda each, at: each["file"] != "b" and at == written
+    )
+    assert list(second.done()) == [record("a"), record("c")]
+    second.close()
+
+
+def test_a_file_of_another_kind_is_not_written_over(tmp_path: Path):
+    (tmp_path / "m.keras").write_bytes(b"PK\x03\x04 a model")
+    with pytest.raises(OutputError, match=r"m\.keras is there and no JSON file of this command"):
+        JsonOutput(tmp_path / "m.keras", SETTINGS)
+    assert (tmp_path / "m.keras").read_bytes() == b"PK\x03\x04 a model"
+
+
+def test_two_runs_do_not_write_one_file(tmp_path: Path):
+    first = JsonOutput(tmp_path / "a.json", SETTINGS, keep_all)
+    with pytest.raises(PublishError, match="another run writes to"):
+        JsonOutput(tmp_path / "a.json", SETTINGS, keep_all)
+    first.add(record("a"))
+    first.finish(Summary())
+    JsonOutput(tmp_path / "a.json", SETTINGS, keep_all).finish(Summary())
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_what_is_there_stays_until_the_new_file_is_whole(tmp_path: Path):
-    (tmp_path / "a.json").write_text("old")
-    output = JsonOutput(tmp_path / "a.json", SETTINGS, resume=True)
-    assert (tmp_path / "a.json").read_text() == "old"
+    JsonOutput(tmp_path / "a.json", {"model": "old"}, keep_all).finish(Summary())
+    output = JsonOutput(tmp_path / "a.json", SETTINGS, keep_all)
+    assert json.loads((tmp_path / "a.json").read_text())["settings"] == {"model": "old"}
     output.finish(Summary())
     assert json.loads((tmp_path / "a.json").read_text())["summary"]["images"] == 0

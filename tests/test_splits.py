@@ -68,6 +68,16 @@ def test_classes_are_in_proportion():
         assert np.all(np.abs(got / (0.2 * counts) - 1) < 0.25)
 
 
+def test_a_class_of_one_face_does_not_upset_the_others():
+    """The rarest class, of 5 in 100 photos, is in each part, beside one of a single face."""
+    labels = {f"{i}.png": [2] if i % 20 == 0 else [i % 2] for i in range(100)}
+    labels["3.png"] = [3]
+    for seed in range(5):
+        split = make_split(labels, {name: i for i, name in enumerate(labels)}, seed=seed)
+        for part in (split.train, split.val, split.test):
+            assert any(labels[photo] == [2] for photo in part)
+
+
 def test_split_depends_on_the_seed_alone():
     labels, groups = _random_data(0)
     backwards = dict(reversed(labels.items()))

@@ -13,7 +13,9 @@ import pytest
 import tensorflow as tf
 
 from fmd_tf import checkpoints, evaluate, train
+from fmd_tf.config import TrainConfig
 from fmd_tf.model import load_model
+from fmd_tf.publish import lock
 
 pytestmark = pytest.mark.usefixtures("shallow_backbone")
 ROOT = Path(__file__).parent.parent
@@ -136,6 +138,25 @@ def test_a_split_can_be_read_back(trained: Path, sample_dir: Path, tmp_path: Pat
     assert train.main(_arguments(sample_dir, tmp_path, *more)) == 130
     again = json.loads((tmp_path / "results" / "metrics" / "split.json").read_text())
     assert again == json.loads(split_file.read_text())
+
+
+def test_two_runs_do_not_share_a_folder(trained: Path, sample_dir: Path, capsys):
+    held = lock(trained / "checkpoints" / ".lock")
+    assert train.main(_arguments(sample_dir, trained)) == 2
+    held.release()
+    assert "another run writes to" in capsys.readouterr().err
+
+
+def test_a_users_split_file_among_the_results_stays(tmp_path: Path):
+    metrics = tmp_path / "metrics"
+    metrics.mkdir()
+    for name in ("split.json", "split-mine.json", "split-fold-0.json", "evaluation.json"):
+        (metrics / name).touch()
+    given = metrics / "split-fold-0.json"
+    config = TrainConfig(data_dir=tmp_path, results_dir=tmp_path, split_file=given)
+    train._remove_results_of_others(config, ["split.json"])
+    kept = {path.name for path in metrics.iterdir()}
+    assert kept == {"split.json", "split-mine.json", "split-fold-0.json"}
 
 
 def test_a_part_of_small_faces_alone_is_said_before_training(sample_dir, tmp_path, capsys):

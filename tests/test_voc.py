@@ -1,5 +1,7 @@
 """What the parser accepts, and the message each kind of bad input gets."""
 
+import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +54,16 @@ def _without_annotation(data_dir: Path) -> None:
     Image.new("RGB", (4, 4)).save(data_dir / "images" / "alone.png")
 
 
+def _photo_of_another_kind(data_dir: Path) -> None:
+    Image.new("RGB", (4, 4)).save(data_dir / "images" / "alone.tif")
+
+
+def _folder_of_photos(data_dir: Path) -> None:
+    (data_dir / "images" / "day2").mkdir()
+    _without_annotation(data_dir)
+    (data_dir / "images" / "alone.png").rename(data_dir / "images" / "day2" / "a.png")
+
+
 _ENTITY = '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><annotation>&x;</annotation>'
 _NAMELESS = voc_xml("bad.png", faces=[("", (1, 1, 5, 5))])
 _BOXLESS = voc_xml("bad.png").replace("</ann", "<object><name>with_mask</name></object></ann")
@@ -84,9 +96,11 @@ BAD_INPUT = {
     "no photo suffix": (_xml(voc_xml("bad.gif")), "expected a photo of .png, .jpg"),
     "two annotations": (_second_annotation, "second annotation of good.png"),
     "no annotation": (_without_annotation, "alone.png: photo without an annotation"),
+    "other kind": (_photo_of_another_kind, "alone.tif: expected a photo of .png, .jpg"),
+    "folder of photos": (_folder_of_photos, "images/day2: not looked into; expected all photos"),
 }
 
-_OTHER_FILES = ("two annotations", "no annotation")
+_OTHER_FILES = ("two annotations", "no annotation", "other kind", "folder of photos")
 
 
 @pytest.mark.parametrize("name", BAD_INPUT)
@@ -99,6 +113,33 @@ def test_bad_input_is_named(voc_dir: Path, name: str):
     assert all(
         "bad" in str(problem.file) or name in _OTHER_FILES for problem in caught.value.problems
     )
+
+
+def test_a_name_of_an_annotation_need_not_be_text(voc_dir: Path):
+    xml = voc_dir / "annotations" / "good.xml"
+    xml.rename(os.fsdecode(os.fsencode(xml.parent) + b"/caf\xe9.xml"))
+    assert len(read_folder(voc_dir).annotations) == 1
+
+
+@pytest.mark.parametrize(
+    ("at", "value"), [(30, 1), (54, 0xFF)], ids=["run lengths", "red and blue swapped"]
+)
+def test_a_bmp_that_tensorflow_misreads_is_named(voc_dir: Path, at: int, value: int):
+    """A header of 124 bytes, as Photoshop writes it, with the masks of blue, green, red."""
+    masks = [0xFF0000, 0xFF00, 0xFF, 0xFF000000]
+    header = [124, 40, 30, 1 + (32 << 16), 3, 40 * 30 * 4, 0, 0, 0, 0, *masks]
+    data = b"BM" + struct.pack("<III", 138 + 4800, 0, 138) + struct.pack("<14I", *header)
+    data = bytearray(data + bytes(138 - len(data) + 4800))
+    photo, xml = voc_dir / "images" / "good.bmp", voc_dir / "annotations" / "good.xml"
+    (voc_dir / "images" / "good.png").unlink()
+    xml.write_text(xml.read_text().replace("good.png", "good.bmp"))
+    photo.write_bytes(data)
+    assert len(read_folder(voc_dir).annotations) == 1
+    data[at : at + 4] = struct.pack("<I", value)
+    data[62:66] = struct.pack("<I", 0xFF0000 if at == 54 else 0xFF)
+    photo.write_bytes(data)
+    with pytest.raises(AnnotationError, match="BMP"):
+        read_folder(voc_dir)
 
 
 def test_skip_invalid_goes_on_and_keeps_the_list(voc_dir: Path):
@@ -174,7 +215,7 @@ def test_a_bmp_that_tensorflow_does_not_decode_is_a_problem(voc_dir: Path, offse
     if value == 12:  # Then two bytes each for width, height, planes and bits.
         data[18:26] = bytes([40, 0, 30, 0, 1, 0, 24, 0])
     path.write_bytes(data)
-    with pytest.raises(AnnotationError, match="a BMP of 16 bits a pixel or with an old header"):
+    with pytest.raises(AnnotationError, match="a BMP that is compressed, of 16 bits a"):
         read_folder(voc_dir)
 
 

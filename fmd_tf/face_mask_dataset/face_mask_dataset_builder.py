@@ -24,7 +24,8 @@ from PIL import Image
 from tensorflow_datasets.core.shuffle import HKEY_SIZE
 
 from fmd_tf import CLASS_NAMES
-from fmd_tf.splits import MAX_DISTANCE, SERIES_SIZES, group_photos
+from fmd_tf.publish import PublishError
+from fmd_tf.splits import MAX_DISTANCE, group_photos, series_sizes
 from fmd_tf.voc import Annotation, Folder, read_folder
 
 _KAGGLE = "https://www.kaggle.com/datasets/andrewmvd/face-mask-detection"
@@ -153,6 +154,8 @@ def _prepare(config: FaceMaskConfig, tfds_dir: Path | str | None) -> Builder:
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(try_download_gcs=False)
         )
+    except RuntimeError as error:  # What TensorFlow says when it cannot write.
+        raise PublishError(f"{builder.data_dir} cannot be written: {str(error)[:300]}") from error
     except OSError:
         # Another run may have prepared the same folder meanwhile; the first to rename wins.
         with _silent_logging():
@@ -175,7 +178,12 @@ def _silent_logging() -> Iterator[None]:
 
 def _fingerprint(folder: Folder, group_distance: int) -> str:
     """Return a digest of what the examples are made from, grouping included."""
-    settings = [folder.class_names, group_distance, SERIES_SIZES, str(Builder.VERSION)]
+    settings = [
+        folder.class_names,
+        group_distance,
+        series_sizes(group_distance),
+        str(Builder.VERSION),
+    ]
     digest = hashlib.sha256(json.dumps(settings).encode())
     for annotation in folder.annotations:
         stat = annotation.photo.stat()
