@@ -210,7 +210,7 @@ class VersionStatus:
 
 
 class ModelVersions:
-    """The versions of one model: a folder, of which the newest are kept loaded.
+    """The versions of one model: a folder, of which the newest, and those with a label, are loaded.
 
     Args:
         base_dir: Folder of the versions.
@@ -248,14 +248,16 @@ class ModelVersions:
             gc.collect()
             self._unloaded = False
         found = versions(self.base_dir)
-        keep: list[int] = []
+        newest: list[int] = []
         for version in sorted(found, reverse=True):
-            if len(keep) < self._num_versions and self._ensure(found[version], version):
-                keep.append(version)
+            if len(newest) < self._num_versions and self._ensure(found[version], version):
+                newest.append(version)
+        labelled = found.keys() & {*self._labels.values()} - {*newest}
+        keep = {*newest, *(each for each in labelled if self._ensure(found[each], each))}
         with self._lock:
             self._failed = {v: why for v, why in self._failed.items() if v in found}
-            spare = sorted(set(self._loaded) - set(keep), reverse=True)
-            missing = self._num_versions - len(keep)
+            spare = sorted(set(self._loaded) - keep, reverse=True)
+            missing = self._num_versions - len(newest)
             retired = [self._loaded.pop(version) for version in spare[max(missing, 0) :]]
         for servable in retired:
             servable.release()

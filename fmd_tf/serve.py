@@ -433,7 +433,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--host", default="127.0.0.1", help="address (default: this machine only)")
     add("--port", type=int, default=8501, help="port (default 8501; 0 takes a free one)")
     add("--num-versions", type=at_least(1), default=1, help="serve so many of the newest versions")
-    add("--label", type=_label, action=_Labels, default={}, help="NAME=VERSION, repeatable")
+    add(
+        "--label",
+        type=_label,
+        action=_Labels,
+        default={},
+        help="NAME=VERSION, which then stays loaded",
+    )
     add("--poll", type=duration, default=1.0, help="seconds between looks for new versions")
     add("--max-body-mb", type=at_least(1), default=default.max_body_bytes // 2**20)
     add("--max-batch", type=at_least(1), default=default.max_batch, help="rows of a request")

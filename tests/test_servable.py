@@ -28,7 +28,7 @@ def base_dir(half_plus_two: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def versions(base_dir: Path) -> Iterator[ModelVersions]:
-    versions = ModelVersions(base_dir, "half", labels={"stable": 1})
+    versions = ModelVersions(base_dir, "half")
     versions.sync()
     yield versions
     versions.close()
@@ -50,7 +50,7 @@ def states(versions: ModelVersions) -> list[tuple[int, str]]:
 
 
 def test_versions_and_labels(versions: ModelVersions) -> None:
-    assert ask(versions) == ask(versions, 1) == ask(versions, label="stable") == 3.5
+    assert ask(versions) == ask(versions, 1) == 3.5
     assert versions.status() == [VersionStatus(1, "AVAILABLE")]
     for arguments, message in (
         ((2, None), r"Servable not found for request: Specific\(half, 2\)"),
@@ -79,6 +79,20 @@ def test_a_new_version_replaces_the_old_and_going_back_works(
     versions.sync()
     assert states(versions) == [(1, "AVAILABLE")]
     assert ask(versions) == 3.5
+
+
+def test_a_version_with_a_label_stays(base_dir: Path, half_plus_two: Path) -> None:
+    versions = ModelVersions(base_dir, "half", labels={"stable": 1, "next": 13})
+    add_version(half_plus_two, base_dir, 12)
+    versions.sync()
+    assert states(versions) == [(12, "AVAILABLE"), (1, "AVAILABLE")]
+    assert ask(versions, label="stable") == 3.5
+    shutil.rmtree(base_dir / "1")
+    versions.sync()
+    assert states(versions) == [(12, "AVAILABLE")]
+    with pytest.raises(RestError, match=r"Servable not found for request: Specific\(half, 13\)"):
+        ask(versions, label="next")
+    versions.close()
 
 
 def test_requests_in_flight_finish_on_the_old_version(
