@@ -253,11 +253,9 @@ def _format(summary: Mapping[str, Any]) -> str:
     ]
     for key in ("with_all", "without_wrong_labels"):
         part = summary[key]["all_faces"]
-        figures = (
-            ""
-            if not part["num_faces"]
-            else (f", accuracy {part['accuracy']:.4f}, macro-F1 {part['macro_f1']:.4f}")
-        )
+        figures = ""
+        if part["num_faces"]:
+            figures = f", accuracy {part['accuracy']:.4f}, macro-F1 {part['macro_f1']:.4f}"
         lines.append(f"{key.replace('_', ' ')}: {part['num_faces']} faces{figures}")
     return "\n".join(lines)
 

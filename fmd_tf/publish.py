@@ -64,21 +64,21 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def lock(path: Path) -> FileLock:
-    """Take a lock that no other process gets before it is released, or this process ends.
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock that no other run gets meanwhile; it ends with the process at the latest.
+
+    Where the file system has no locks, nothing is held.
 
     Args:
-        path: The lock's file, which may stay.
-
-    Returns:
-        The lock, to be released; not held where the file system has no locks.
+        path: The lock's file, which stays.
 
     Raises:
         PublishError: Another run has it.
     """
-    held = FileLock(path)
+    lock = FileLock(path)
     try:
-        held.acquire(blocking=False)
+        lock.acquire(blocking=False)
     except Timeout as error:
         raise PublishError(
             f"another run writes to {path.parent} now ({path.name} is locked); wait until it "
@@ -86,7 +86,10 @@ def lock(path: Path) -> FileLock:
         ) from error
     except NotImplementedError:
         pass
-    return held
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_text(path: Path, text: str) -> None:

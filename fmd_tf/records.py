@@ -34,7 +34,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -45,7 +45,7 @@ import numpy as np
 from fmd_tf import UNCERTAIN
 from fmd_tf.client import Prediction
 from fmd_tf.errors import UserError
-from fmd_tf.publish import lock, replacing
+from fmd_tf.publish import locked, replacing
 
 SCHEMA = "fmd_tf.predictions"
 SCHEMA_VERSION = 1
@@ -231,6 +231,7 @@ class JsonOutput:
     ) -> None:
         self.path = path
         self.partial = path.with_name(f".{path.name}.partial.jsonl")
+        self._lock, self._lock_file = ExitStack(), path.with_name(f".{path.name}.lock")
         self._head = {
             "schema": SCHEMA,
             "schema_version": SCHEMA_VERSION,
@@ -241,10 +242,15 @@ class JsonOutput:
         try:
             self._require_own()
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = lock(path.with_name(f".{path.name}.lock"))
+            self._lock.callback(self._drop_lock_file)  # After the lock is released.
+            self._lock.enter_context(locked(self._lock_file))
             self._file = self._open(keep)
         except OSError as error:
+            self._lock.close()
             raise OutputError(f"--output: {path} cannot be written ({error.strerror})") from error
+        except OutputError:
+            self._lock.close()
+            raise
 
     def _require_own(self) -> None:
         """Refuse to write over a file of another kind: a model, or somebody's notes."""
@@ -326,14 +332,13 @@ class JsonOutput:
             file.flush()
             os.fsync(file.fileno())
         self.partial.unlink()
-        self._release()
+        self._lock.close()
 
     def close(self) -> None:
         """Keep what there is for a rerun."""
         self._file.close()
-        self._release()
+        self._lock.close()
 
-    def _release(self) -> None:
-        self._lock.release()
+    def _drop_lock_file(self) -> None:
         with suppress(OSError):  # Another run may have it by now.
-            Path(self._lock.lock_file).unlink()
+            self._lock_file.unlink()

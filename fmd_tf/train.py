@@ -42,7 +42,7 @@ from fmd_tf.model import (
 from fmd_tf.phases import Recipe, Teaching, train_model
 from fmd_tf.plots import plot_history, save_figure
 from fmd_tf.provenance import provenance
-from fmd_tf.publish import lock, require_writable, write_text
+from fmd_tf.publish import locked, require_writable, write_text
 from fmd_tf.sample_data import SAMPLE_DIR, write_sample
 from fmd_tf.splits import Split, choose_split, make_folds, save_split, split_digest
 from fmd_tf.voc import Folder
@@ -78,7 +78,7 @@ def train_and_evaluate(config: TrainConfig) -> dict:
     """
     select_device(config.device)
     require_writable(config.checkpoint_dir, config.results_dir, config.export_dir)
-    with lock(config.checkpoint_dir / LOCK):
+    with locked(config.checkpoint_dir / LOCK):
         return _train_and_evaluate(config)
 
 

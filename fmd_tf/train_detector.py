@@ -48,7 +48,7 @@ from fmd_tf.evaluate_detector import (
 )
 from fmd_tf.input_pipeline import steps_per_epoch
 from fmd_tf.model import freeze_batch_norm
-from fmd_tf.publish import lock, require_writable, write_text
+from fmd_tf.publish import locked, require_writable, write_text
 from fmd_tf.sample_data import SAMPLE_DIR, write_sample
 from fmd_tf.splits import Split, choose_split, group_photos, save_split, split_digest
 from fmd_tf.voc import Annotation, Folder, read_folder
@@ -83,7 +83,7 @@ def train_and_evaluate(config: DetectorConfig) -> dict:
     """
     select_device(config.device)
     require_writable(config.checkpoint_dir, config.results_dir)
-    with lock(config.checkpoint_dir / LOCK):
+    with locked(config.checkpoint_dir / LOCK):
         return _train_and_evaluate(config)
 
 

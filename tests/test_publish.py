@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from fmd_tf.publish import PublishError, lock, publishing, replacing, require_writable, write_text
+from fmd_tf.publish import PublishError, locked, publishing, replacing, require_writable, write_text
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path):
@@ -32,11 +32,14 @@ def test_a_file_in_the_way_of_a_folder_is_said(tmp_path: Path):
 
 
 def test_of_two_runs_one_gets_the_lock(tmp_path: Path):
-    held = lock(tmp_path / ".lock")
-    with pytest.raises(PublishError, match="another run writes to"):
-        lock(tmp_path / ".lock")
-    held.release()
-    lock(tmp_path / ".lock").release()
+    with (
+        locked(tmp_path / ".lock"),
+        pytest.raises(PublishError, match="another run writes to"),
+        locked(tmp_path / ".lock"),
+    ):
+        pass
+    with locked(tmp_path / ".lock"):
+        pass
 
 
 def test_only_an_export_is_replaced(tmp_path: Path):

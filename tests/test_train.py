@@ -15,7 +15,7 @@ import tensorflow as tf
 from fmd_tf import checkpoints, evaluate, train
 from fmd_tf.config import TrainConfig
 from fmd_tf.model import load_model
-from fmd_tf.publish import lock
+from fmd_tf.publish import locked
 
 pytestmark = pytest.mark.usefixtures("shallow_backbone")
 ROOT = Path(__file__).parent.parent
@@ -141,9 +141,8 @@ def test_a_split_can_be_read_back(trained: Path, sample_dir: Path, tmp_path: Pat
 
 
 def test_two_runs_do_not_share_a_folder(trained: Path, sample_dir: Path, capsys):
-    held = lock(trained / "checkpoints" / ".lock")
-    assert train.main(_arguments(sample_dir, trained)) == 2
-    held.release()
+    with locked(trained / "checkpoints" / ".lock"):
+        assert train.main(_arguments(sample_dir, trained)) == 2
     assert "another run writes to" in capsys.readouterr().err
 
 
