@@ -96,20 +96,22 @@ def load_teacher(
 
 
 def _logits(model: keras.Model, card: ModelCard, mixed_precision: str) -> Logits:
-    """Return the teacher's function, in the precision in which the device is fastest."""
+    """Return the teacher's function: one view, in the precision in which the device is fastest.
+
+    Of many augmented views of a face a student learns what several views at a time would say.
+    """
     policy = precision_policy(mixed_precision, is_depthwise(card.model_name))
-    if policy != "float32":
-        with dtype_policy(policy):
-            fast = build_model(
-                card.model_name,
-                card.image_size,
-                len(card.class_names),
-                "none",
-                multi_view=card.multi_view,
-            )
-        fast.set_weights(model.get_weights())
-        model = fast
-    teacher = logits_model(fold_batch_norm(model))
+    with dtype_policy(policy):
+        fast = build_model(
+            card.model_name,
+            card.image_size,
+            len(card.class_names),
+            "none",
+            multi_view=card.multi_view,
+            all_views=False,
+        )
+    fast.set_weights(model.get_weights())
+    teacher = logits_model(fold_batch_norm(fast))
     return lambda images: teacher(images, training=False)
 
 

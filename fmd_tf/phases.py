@@ -25,6 +25,7 @@ from fmd_tf.row_file import RowFile, Rows
 
 HEAD, FINE_TUNE = "head", "fine_tune"
 _AVERAGED_EPOCHS = 1.5
+_FEWEST_OF_A_CLASS = 10
 _CHUNK = 8192
 SaveBest = Callable[[str, int, Mapping[str, float]], None]
 
@@ -77,12 +78,13 @@ def train_model(
     Args:
         model: From `model.build_model`, built in the scope and dtype policy to train under.
         train: Faces to learn from.
-        val: Faces that learning rate, stopping and the choice of the best epoch look at.
+        val: Faces that learning rate, stopping and the choice of the best epoch look at: at their
+            macro-F1, or at their loss where a class has fewer than 10 of them.
         recipe: Settings.
         run: Opened folder of the run; receives state, log and history.
         save_best: Called with phase, epoch and figures when validation is the best so far: by
-            macro-F1, or by the loss where there is a teacher; the model then holds the weights
-            to keep.
+            macro-F1, or by the loss where there is a teacher or a class has few faces; the model
+            then holds the weights to keep.
         teaching: What fine-tuning learns besides the labels.
     """
     state = run.latest()
@@ -93,7 +95,9 @@ def train_model(
         if state is None or not state.done:
             features = [_features(model, part.images, recipe.batch_size) for part in (train, val)]
             data = [(rows, part.labels) for rows, part in zip(features, (train, val), strict=True)]
-            _fit(head, HEAD, data[0], data[1], recipe, recipe.head_epochs, run, save_best)
+            # With a teacher the head's loss, without one, is not that of fine-tuning.
+            monitor = MONITOR if teaching else _monitor(val.labels)
+            _fit(head, HEAD, data[0], data[1], recipe, recipe.head_epochs, run, save_best, monitor)
             state = run.latest()
         else:
             head.load_weights(state.weights)
@@ -129,7 +133,7 @@ def _fine_tune(
         recipe.epochs,
         run,
         save_best,
-        LOSS if teaching else MONITOR,
+        LOSS if teaching else _monitor(val.labels),
     )
 
 
@@ -195,6 +199,18 @@ def _build_metrics(model: keras.Model, num_classes: int) -> None:
     model.reset_metrics()
 
 
+def _monitor(labels: np.ndarray) -> str:
+    """Return what chooses among epochs: macro-F1, or the loss where a class has few faces.
+
+    One of a handful of rare faces more or less makes macro-F1 jump.
+
+    Args:
+        labels: int [num_faces], of the validation faces.
+    """
+    counts = np.bincount(labels)
+    return MONITOR if min(counts[counts > 0], default=0) >= _FEWEST_OF_A_CLASS else LOSS
+
+
 def _fit(
     model: keras.Model,
     phase: str,
@@ -204,7 +220,7 @@ def _fit(
     epochs: int,
     run: RunFolder,
     save_best: SaveBest,
-    monitor: str = MONITOR,
+    monitor: str,
 ) -> None:
     """Run the epochs of a phase that the run does not have yet."""
     state = run.latest()
@@ -352,9 +368,8 @@ def _kept_callbacks(
 ) -> dict[str, keras.callbacks.Callback]:
     """Make the callbacks that watch validation; the best is that of all phases that watch alike.
 
-    Macro-F1, or with a teacher the loss, which says how well its answers are met: a rare face more
-    or less makes macro-F1 jump, and a student that stops at a jump of its first epochs has learnt
-    little.
+    With a teacher that is the loss, which says how well its answers are met: a student that stops
+    where macro-F1 jumps in its first epochs has learnt little.
     """
     watch = {"monitor": monitor, "mode": "min" if monitor == LOSS else "max"}
     best = BestModel(lambda epoch, logs: save_best(phase, epoch, logs), monitor)

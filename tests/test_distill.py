@@ -11,7 +11,7 @@ from fmd_tf import CLASS_NAMES, train
 from fmd_tf.augment import build_augmentation
 from fmd_tf.calibration import rescale_logits
 from fmd_tf.distill import WEIGHT, DistilledModel, Teacher, distillation_loss, load_teacher
-from fmd_tf.model import ModelCard, ModelError, load_model, logits_model, save_model
+from fmd_tf.model import ModelCard, ModelError, build_model, load_model, logits_model, save_model
 from tests.serving import faces, tiny_model
 
 pytestmark = pytest.mark.usefixtures("shallow_backbone")
@@ -67,12 +67,18 @@ def test_the_teachers_weights_are_not_the_students():
 
 
 def test_what_was_added_for_rare_classes_is_not_taught(tmp_path: Path):
-    model, path = _named_logits(), tmp_path / "t.keras"
-    images = faces(4).astype(np.float32)
-    expected = logits_model(model)(images)
+    path = tmp_path / "t.keras"
+    model = build_model("mobilenet", 42, 3, "none", multi_view=True)
+    images = faces(4, shape=(42, 42)).astype(np.float32)
+    # What is taught is what it says of one view.
+    one_view = build_model("mobilenet", 42, 3, "none", multi_view=True, all_views=False)
+    one_view.set_weights(model.get_weights())
+    expected = logits_model(one_view)(images, training=False)
     offsets = [0.0, 0.4, 2.0]
     rescale_logits(model, 1.0, np.array(offsets))
-    save_model(model, replace(CARD, training={**CARD.training, "logit_offsets": offsets}), path)
+    training = {**CARD.training, "logit_offsets": offsets}
+    card = replace(CARD, image_size=42, multi_view=True, training=training)
+    save_model(model, card, path)
     teacher = load_teacher(path, CLASS_NAMES, CARD.padding, CARD.square, "abc")
     np.testing.assert_allclose(teacher.logits(images), expected, atol=1e-5)
 

@@ -117,6 +117,12 @@ def test_a_run_killed_after_every_epoch_ends_like_an_undisturbed_one(
     assert best == []
 
 
+def test_macro_f1_chooses_where_it_does_not_jump():
+    assert phases._monitor(np.repeat([0, 1, 2], [90, 50, 10])) == "val_macro_f1"
+    assert phases._monitor(np.repeat([0, 1, 2], [90, 50, 9])) == "val_loss"
+    assert phases._monitor(np.repeat([0, 2], [90, 50])) == "val_macro_f1"
+
+
 def _require_same(run: tuple, other: tuple) -> None:
     for record, expected in zip(run[0], other[0], strict=True):
         assert {**record, "seconds": 0} == pytest.approx({**expected, "seconds": 0}, abs=1e-5)
