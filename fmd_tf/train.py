@@ -408,8 +408,11 @@ def _remove_results_of_others(config: TrainConfig, splits: Sequence[str]) -> Non
         splits: Names of the run's own splits.
     """
     folder = config.results_dir / "metrics"
-    found = {*folder.glob("split.json"), *folder.glob("split-fold-*.json")}
-    stale = found - {folder / name for name in splits} - {config.split_file}
+    kept = {(folder / name).resolve() for name in splits}
+    if config.split_file:  # A user's, by whatever name of the folder.
+        kept.add(config.split_file.resolve())
+    found = [*folder.glob("split.json"), *folder.glob("split-fold-*.json")]
+    stale = {path for path in found if path.resolve() not in kept}
     stale |= {*folder.glob("evaluation.json")}
     if config.folds:  # There is no one model that these could be of.
         stale |= {*folder.glob("training_history.*"), *folder.glob("gradcam.png")}

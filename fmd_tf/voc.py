@@ -263,7 +263,11 @@ def read_boxes(xml: Path, width: int, height: int) -> tuple[Box, ...]:
 def photo_name(xml: Path) -> str | None:
     """Return the name of the photo that a Pascal VOC file is of; None where it has none."""
     root = _XmlReader(xml).parse()
-    return None if root is None else (root.findtext("filename") or "").strip() or None
+    return None if root is None else _named_photo(root) or None
+
+
+def _named_photo(root: etree._Element) -> str:
+    return (root.findtext("filename") or "").strip()
 
 
 class _XmlReader:
@@ -384,7 +388,7 @@ class _Reader(_XmlReader):
     def _photo(self, root: etree._Element, images: Path) -> Path | None:
         """Return the photo that the file names, if the name stays inside `images/`."""
         element = root.find("filename")
-        name = (root.findtext("filename") or "").strip()
+        name = _named_photo(root)
         if not name:
             self._fail("expected <filename> with the photo's name, got none", root)
             return None

@@ -146,13 +146,14 @@ def test_two_runs_do_not_share_a_folder(trained: Path, sample_dir: Path, capsys)
     assert "another run writes to" in capsys.readouterr().err
 
 
-def test_a_users_split_file_among_the_results_stays(tmp_path: Path):
+def test_a_users_split_file_among_the_results_stays(tmp_path: Path, monkeypatch):
     metrics = tmp_path / "metrics"
     metrics.mkdir()
     for name in ("split.json", "split-mine.json", "split-fold-0.json", "evaluation.json"):
         (metrics / name).touch()
     given = metrics / "split-fold-0.json"
-    config = TrainConfig(data_dir=tmp_path, results_dir=tmp_path, split_file=given)
+    monkeypatch.chdir(tmp_path)
+    config = TrainConfig(data_dir=tmp_path, results_dir=Path(), split_file=given)
     train._remove_results_of_others(config, ["split.json"])
     kept = {path.name for path in metrics.iterdir()}
     assert kept == {"split.json", "split-mine.json", "split-fold-0.json"}
