@@ -106,17 +106,17 @@ def _side(curve: Curve, target: float) -> dict[str, Any]:
 def _own_curve(config: TrainConfig) -> Curve:
     """Train as `python -m fmd_tf.train` does.
 
-    The run notes what each epoch took; all else (cutting the crops, features, evaluation, export)
-    is counted as if it came before the first, so that no point is too early.
+    The run notes what each epoch took, of the teacher and then of the model; all else (cutting the
+    crops, features, evaluation, export) is counted as if it came before the first, so that no
+    point is too early.
     """
     started = time.perf_counter()
     train_and_evaluate(config)
     total = time.perf_counter() - started
-    state = RunFolder(config.checkpoint_dir).latest()
-    assert state is not None  # The training has just written it.
-    epochs = [record["seconds"] for record in state.history]
-    ends = total - sum(epochs) + np.cumsum(epochs)
-    values = [record[MONITOR] for record in state.history]
+    epochs = RunFolder(config.checkpoint_dir).epochs(config.self_distill)
+    seconds = [record["seconds"] for record in epochs]
+    ends = total - sum(seconds) + np.cumsum(seconds)
+    values = [record[MONITOR] for record in epochs]
     return [(float(end), value) for end, value in zip(ends, values, strict=True)]
 
 

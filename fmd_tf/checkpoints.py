@@ -85,6 +85,11 @@ class RunFolder:
     history: list[dict[str, Any]] = field(default_factory=list)
 
     @property
+    def teacher(self) -> RunFolder:
+        """The run inside this one whose model taught this one's, see `TrainConfig.self_distill`."""
+        return RunFolder(self.path / "teacher")
+
+    @property
     def best_model(self) -> Path:
         """The model that was best on validation faces so far."""
         return self.path / self.best_name
@@ -143,6 +148,11 @@ class RunFolder:
         """Return the last whole epoch, or None before the first."""
         states = [self._read(folder) for folder in self.path.glob("state-*") if folder.is_dir()]
         return max(states, key=lambda state: len(state.history), default=None)
+
+    def epochs(self, self_distilled: bool) -> list[dict[str, Any]]:
+        """Return a record an epoch so far, of the model's own teacher first where it had one."""
+        runs = [self.teacher, self] if self_distilled else [self]
+        return [record for run in runs if (state := run.latest()) for record in state.history]
 
     def _read(self, folder: Path) -> TrainingState:
         values = json.loads((folder / "state.json").read_text(encoding="utf-8"))

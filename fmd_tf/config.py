@@ -102,6 +102,11 @@ class TrainConfig(RunConfig):
         "teacher, a best_model.keras of the same split, whose answers are learnt; "
         "with --folds, the --checkpoint-dir of such folds",
     )
+    self_distill: bool = _setting(
+        True,
+        "train twice: a teacher of the same kind first, then the model, which learns its answers; "
+        "not with --distill, which has its own",
+    )
     image_size: int = _setting(112, "side of the crops in pixels")
     multi_view: bool = _setting(
         True, "look at the middle of a crop at three zooms and mirrored, and average the six"

@@ -50,6 +50,7 @@ from fmd_tf.voc import Folder
 _FEWEST_STEPS = 8
 _SMALLEST_BATCH = 4
 _CHUNK = 1024
+_PARTS = {"train": "train", "val": "validation", "test": "test"}
 
 
 @command_line
@@ -84,7 +85,11 @@ def train_and_evaluate(config: TrainConfig) -> dict:
 
 def _train_and_evaluate(config: TrainConfig) -> dict:
     build = partial(build_model, config.model_name, config.image_size, 2)
-    config = replace(config, weights=weights_at_hand(config.weights, config.sample, build))
+    config = replace(
+        config,
+        weights=weights_at_hand(config.weights, config.sample, build),
+        self_distill=config.self_distill and config.distill is None,
+    )
     crops, folder = _load_data(config)
     if config.folds:
         report, seconds = _cross_validate(config, crops)
@@ -98,12 +103,14 @@ def _train_and_evaluate(config: TrainConfig) -> dict:
         )
         crops = crops.at_least(config.min_face_size)
         _require_faces(config, crops, split)
-        run = _train(config, crops, split, config.checkpoint_dir, "split.json", _cutter(config))
+        run = _train(
+            config, crops, split, config.checkpoint_dir, "split.json", _cutter(config, crops)
+        )
         _remove_results_of_others(config, ["split.json"])
         model, card = load_model(run.best_model)
         report = _evaluate(config, crops, split, model)
         _write_history(config, card, run)
-        seconds = _seconds(run)
+        seconds = _seconds(config, run)
         card = _with_report(card, report, "test" if split.test else "validation", seconds)
         save_model(model, card, run.best_model)
         _export_once(model, card, config.export_dir, run)
@@ -139,9 +146,21 @@ def _cut(config: TrainConfig, image_size: int) -> tuple[Crops, Folder]:
     return load_crops(photos, image_size, config.padding, config.square), folder
 
 
-def _cutter(config: TrainConfig) -> Callable[[int], Crops]:
-    """Return the function that cuts all faces at a teacher's size, each size once."""
-    return cache(lambda size: _cut(config, size)[0].at_least(config.min_face_size))
+def _cutter(config: TrainConfig, crops: Crops) -> Callable[[int], Crops]:
+    """Return the function that cuts all faces at a teacher's size, each size once.
+
+    Args:
+        config: The run.
+        crops: Those of the size of the run.
+    """
+
+    @cache
+    def cut(size: int) -> Crops:
+        if size == config.image_size:
+            return crops
+        return _cut(config, size)[0].at_least(config.min_face_size)
+
+    return cut
 
 
 def _labels_by_photo(crops: Crops) -> dict[str, list[int]]:
@@ -160,34 +179,55 @@ def _train(
     split_name: str,
     cut: Callable[[int], Crops],
 ) -> RunFolder:
-    """Train one model, or go on with it, up to its best checkpoint."""
+    """Train one model, its own teacher before it, or go on with them, up to its best checkpoint."""
     run = RunFolder(checkpoint_dir)
     if config.distill and config.distill.resolve() == run.best_model.resolve():
         raise ConfigError(
             f"--distill: {config.distill} would be written over by its student; "
             "choose another --checkpoint-dir"
         )
-    teaching = _teaching(config, split, cut)
-    run.open(_identity(config, crops, split), config.overwrite)
+    teaching = _teaching(config.distill, config, split, cut) if config.distill else None
+    identity = _identity(config, crops, split)
+    run.open(identity, config.overwrite)
+    if config.self_distill:
+        run.teacher.open({**identity, "self_distill": False}, config.overwrite)
     # Only now: a run that is refused must leave the results of the one before as they are.
     save_split(split, crops.group_of_photo, config.results_dir / "metrics" / split_name)
+    for name, photos in asdict(split).items():
+        labels = crops.select(photos).labels
+        counts = np.bincount(labels, minlength=len(config.class_names))
+        print(f"{_PARTS[name]}: {len(labels)} faces, by class {counts.tolist()}")
+    if config.self_distill:
+        print("Training twice: first the teacher", flush=True)
+        _train_one(config, crops, split, run.teacher)
+        keras.backend.clear_session()
+        teaching = _teaching(run.teacher.best_model, config, split, cut)
+        print("Now the model, which learns the teacher's answers", flush=True)
+    _train_one(config, crops, split, run, teaching)
+    return run
+
+
+def _train_one(
+    config: TrainConfig,
+    crops: Crops,
+    split: Split,
+    run: RunFolder,
+    teaching: Teaching | None = None,
+) -> None:
+    """Train one model in a folder that is open, or go on with it, up to its best checkpoint."""
     train, val = crops.select(split.train), crops.select(split.val)
-    for name, part in (("train", train), ("validation", val), ("test", crops.select(split.test))):
-        counts = np.bincount(part.labels, minlength=len(config.class_names))
-        print(f"{name}: {len(part)} faces, by class {counts.tolist()}")
     keras.utils.set_random_seed(config.seed)
     policy = precision_policy(config.mixed_precision, is_depthwise(config.model_name))
     print(f"Training {config.model_name} at {config.image_size} px, {policy}", flush=True)
     with make_strategy(config.strategy).scope():
         model = _build(config)
-        require_space(model, checkpoint_dir)
+        require_space(model, run.path)
         with dtype_policy(policy):
             trained = _build(config, all_views=False)
             trained.set_weights(model.get_weights())
             save_best = _saver(config, model, trained, split, run)
             train_model(trained, train, val, _recipe(config, len(train)), run, save_best, teaching)
     _calibrate_once(config, train, val, run)
-    return run
 
 
 def _require_faces(config: TrainConfig, crops: Crops, split: Split) -> None:
@@ -200,12 +240,12 @@ def _require_faces(config: TrainConfig, crops: Crops, split: Split) -> None:
             )
 
 
-def _teaching(config: TrainConfig, split: Split, cut: Callable[[int], Crops]) -> Teaching | None:
-    """Load the teacher, and cut the faces that are learnt from as it wants them."""
-    if config.distill is None:
-        return None
+def _teaching(
+    path: Path, config: TrainConfig, split: Split, cut: Callable[[int], Crops]
+) -> Teaching:
+    """Load a teacher, and cut the faces that are learnt from as it wants them."""
     teacher = load_teacher(
-        config.distill,
+        path,
         config.class_names,
         config.padding,
         config.square,
@@ -340,9 +380,9 @@ def _write_history(config: TrainConfig, card: ModelCard, run: RunFolder) -> None
     save_figure(plot_history(run.history, kept), path.with_suffix(".png"))
 
 
-def _seconds(run: RunFolder) -> float:
-    """Return the wall time of all epochs, whatever interrupted them."""
-    return round(sum(record["seconds"] for record in run.history), 1)
+def _seconds(config: TrainConfig, run: RunFolder) -> float:
+    """Return the wall time of all epochs, its own teacher's too, whatever interrupted them."""
+    return round(sum(record["seconds"] for record in run.epochs(config.self_distill)), 1)
 
 
 def _with_report(card: ModelCard, report: dict, part: str, seconds: float) -> ModelCard:
@@ -367,7 +407,7 @@ def _cross_validate(config: TrainConfig, crops: Crops) -> tuple[dict, float]:
     folds = make_folds(labels, groups, config.folds, config.val_fraction, config.seed)
     crops = crops.at_least(config.min_face_size)
     probabilities = np.zeros((len(crops), len(config.class_names)), np.float32)
-    cut = _cutter(config)
+    cut = _cutter(config, crops)
     seconds = 0.0
     for index, split in enumerate(folds):
         _require_faces(config, crops, split)
@@ -388,7 +428,7 @@ def _cross_validate(config: TrainConfig, crops: Crops) -> tuple[dict, float]:
         tested = np.isin(crops.photos, split.test)
         model = load_model(run.best_model)[0]
         probabilities[tested] = _predict(config, model, crops.select(split.test)).probabilities
-        seconds += _seconds(run)
+        seconds += _seconds(config, run)
         keras.backend.clear_session()
     _remove_results_of_others(config, [f"split-fold-{index}.json" for index in range(len(folds))])
     report = write_report(

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("shallow_backbone")
 ROOT = Path(__file__).parent.parent
 SMALL = [
     *("--model-name", "mobilenet", "--weights", "none", "--image-size", "38"),
-    *("--epochs", "2", "--batch-size", "16"),
+    *("--epochs", "2", "--batch-size", "16", "--no-self-distill"),
 ]
 METRICS = {
     "config.json",
@@ -193,11 +193,18 @@ def test_folds_pool_predictions_of_every_face(folded: Path, sample_dir: Path):
 
 def test_each_fold_has_its_own_teacher(folded: Path, sample_dir: Path, tmp_path: Path, capsys):
     teachers = folded / "checkpoints"
+    itself = tmp_path / "itself"
+    assert train.main(_arguments(sample_dir, itself, *FOLDS, "--self-distill")) == 0
     distill = (*FOLDS, "--distill", str(teachers))
     assert train.main(_arguments(sample_dir, tmp_path, *distill)) == 0
     for fold in ("fold-0", "fold-1"):
         record = json.loads((tmp_path / "checkpoints" / fold / "run.json").read_text())
         assert record["distill"] == str(teachers / fold / "best_model.keras")
+    figures = [
+        json.loads((folder / "results" / "metrics" / "metrics.json").read_text())["all_faces"]
+        for folder in (itself, tmp_path)
+    ]
+    assert figures[0] == figures[1]
     capsys.readouterr()
     assert train.main(_arguments(sample_dir, tmp_path / "other", *distill, "--seed", "5")) == 2
     assert "its --folds and --seed" in capsys.readouterr().err
@@ -246,6 +253,42 @@ def test_kill_9_and_the_same_command(trained: Path, sample_dir: Path, tmp_path: 
         assert {**left, "seconds": 0} == pytest.approx({**right, "seconds": 0}, abs=1e-4)
 
 
+def test_a_model_that_teaches_itself_is_that_of_two_commands(
+    trained: Path, sample_dir: Path, tmp_path: Path, capsys
+):
+    """Killed in its second training, it goes on without repeating the first."""
+    itself, two = tmp_path / "itself", tmp_path / "two"
+    with _python(INTERRUPTIBLE, _arguments(sample_dir, itself, "--self-distill")) as process:
+        second = False
+        for line in process.stdout:
+            second |= line.startswith("Now the model")
+            if second and line.startswith("Epoch 2"):
+                process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert train.main(_arguments(sample_dir, itself, "--self-distill")) == 0
+    assert capsys.readouterr().out.count("Epoch") == 1
+    teacher = str(trained / "checkpoints" / "best_model.keras")
+    assert train.main(_arguments(sample_dir, two, "--distill", teacher)) == 0
+    tables = [
+        np.genfromtxt(folder / "results" / "metrics" / "predictions.csv", delimiter=",")[1:, -3:]
+        for folder in (itself, two)
+    ]
+    np.testing.assert_allclose(*tables, atol=1e-3)
+    seconds = [
+        json.loads((folder / "results" / "metrics" / "config.json").read_text())["training_seconds"]
+        for folder in (itself, two)
+    ]
+    assert seconds[0] > seconds[1]  # That of the teacher counts.
+
+
+def test_another_configuration_is_refused_before_its_teacher_is_trained(
+    trained: Path, sample_dir: Path, capsys
+):
+    assert train.main(_arguments(sample_dir, trained, "--self-distill")) == 2
+    assert "holds a run with self_distill False (now True)" in capsys.readouterr().err
+    assert not (trained / "checkpoints" / "teacher").exists()
+
+
 def test_ctrl_c_ends_cleanly(sample_dir: Path, tmp_path: Path):
     with _python(INTERRUPTIBLE, _arguments(sample_dir, tmp_path)) as process:
         lines = []
@@ -278,7 +321,8 @@ def test_too_little_room_is_said_before_training(
 
 
 def test_mirrored_strategy_on_two_logical_devices(sample_dir: Path, tmp_path: Path):
-    arguments = _arguments(sample_dir, tmp_path, "--strategy", "mirrored", "--epochs", "1")
+    more = ("--strategy", "mirrored", "--epochs", "1", "--self-distill")
+    arguments = _arguments(sample_dir, tmp_path, *more)
     with _python(TWO_DEVICES, arguments) as process:
         output, _ = process.communicate()
     assert process.returncode == 0, output
