@@ -22,7 +22,7 @@ from fmd_tf.checkpoints import BEST_MODEL, EXPORTED, LOCK, RunFolder, require_sp
 from fmd_tf.command import run_training, weights_at_hand
 from fmd_tf.config import NO_WEIGHTS, ConfigError, TrainConfig
 from fmd_tf.devices import make_strategy, precision_policy, select_device
-from fmd_tf.distill import load_teacher
+from fmd_tf.distill import Teacher, load_teacher
 from fmd_tf.download import find_data
 from fmd_tf.errors import command_line
 from fmd_tf.evaluate import predict_probabilities, write_problems, write_report
@@ -51,6 +51,12 @@ _FEWEST_STEPS = 8
 _SMALLEST_BATCH = 4
 _CHUNK = 1024
 _PARTS = {"train": "train", "val": "validation", "test": "test"}
+_RESULTS = (
+    *("split.json", "split-fold-*.json", "metrics.json", "predictions.csv", "config.json"),
+    *("evaluation.json", "training_history.*", "confusion_matrix.png", "reliability.png"),
+    *("mistakes.png", "gradcam.png"),
+)
+"""What a training or a scoring leaves, and would be wrong beside the figures of another one."""
 
 
 @command_line
@@ -79,7 +85,7 @@ def train_and_evaluate(config: TrainConfig) -> dict:
     """
     select_device(config.device)
     require_writable(config.checkpoint_dir, config.results_dir, config.export_dir)
-    with locked(config.checkpoint_dir / LOCK):
+    with locked(config.checkpoint_dir / LOCK), locked(config.results_dir / LOCK):
         return _train_and_evaluate(config)
 
 
@@ -91,29 +97,13 @@ def _train_and_evaluate(config: TrainConfig) -> dict:
         self_distill=config.self_distill and config.distill is None,
     )
     crops, folder = _load_data(config)
-    if config.folds:
-        report, seconds = _cross_validate(config, crops)
-    else:
-        split = choose_split(
-            _labels_by_photo(crops),
-            crops.group_of_photo,
-            (config.val_fraction, config.test_fraction),
-            config.seed,
-            config.split_file,
-        )
-        crops = crops.at_least(config.min_face_size)
-        _require_faces(config, crops, split)
-        run = _train(
-            config, crops, split, config.checkpoint_dir, "split.json", _cutter(config, crops)
-        )
-        _remove_results_of_others(config, ["split.json"])
-        model, card = load_model(run.best_model)
-        report = _evaluate(config, crops, split, model)
-        _write_history(config, card, run)
-        seconds = _seconds(config, run)
-        card = _with_report(card, report, "test" if split.test else "validation", seconds)
-        save_model(model, card, run.best_model)
-        _export_once(model, card, config.export_dir, run)
+    splits = _make_splits(config, crops)
+    crops = crops.at_least(config.min_face_size)
+    runs = _open_runs(config, crops, splits)
+    # Only now: a run that is refused must leave the results of the one before as they are.
+    _begin_results(config, crops, folder, splits)
+    train_all = _cross_validate if config.folds else _train_once
+    report, seconds = train_all(config, crops, splits, runs)
     _write_config(config, folder, seconds)
     print(f"Results: {config.results_dir / 'metrics'}")
     print(format_summary(report, config.class_names))
@@ -134,8 +124,17 @@ def _load_data(config: TrainConfig) -> tuple[Crops, Folder]:
         f"faces), {len(crops)} faces ({folder.num_clipped} clipped to the photo): "
         + ", ".join(f"{counts[name]} {name}" for name in config.class_names)
     )
-    write_problems(folder, config.results_dir)
     return crops, folder
+
+
+def _make_splits(config: TrainConfig, crops: Crops) -> dict[str, Split]:
+    """Return the split of each training, by the name of the fold: "" for the only one."""
+    groups, labels = crops.group_of_photo, _labels_by_photo(crops)
+    if config.folds:
+        folds = make_folds(labels, groups, config.folds, config.val_fraction, config.seed)
+        return {f"fold-{index}": split for index, split in enumerate(folds)}
+    fractions = (config.val_fraction, config.test_fraction)
+    return {"": choose_split(labels, groups, fractions, config.seed, config.split_file)}
 
 
 def _cut(config: TrainConfig, image_size: int) -> tuple[Crops, Folder]:
@@ -171,28 +170,66 @@ def _labels_by_photo(crops: Crops) -> dict[str, list[int]]:
     return labels
 
 
+def _open_runs(
+    config: TrainConfig, crops: Crops, splits: Mapping[str, Split]
+) -> dict[str, RunFolder]:
+    """Claim the folders of all trainings before the first of them begins, or go on with them."""
+    runs = {name: RunFolder(config.checkpoint_dir / name) for name in splits}
+    for name, split in splits.items():
+        _require_faces(config, crops, split)
+        if teacher := _teacher_of(name, config):
+            _require_teacher(config, teacher, split, runs[name])
+    for name, split in splits.items():
+        identity = _identity(config, _teacher_of(name, config), crops, split)
+        runs[name].open(identity, config.overwrite)
+        if config.self_distill:
+            runs[name].teacher.open({**identity, "self_distill": False}, config.overwrite)
+    return runs
+
+
+def _teacher_of(fold: str, config: TrainConfig) -> Path | None:
+    """Return the teacher that was asked for: of folds each its own, which saw no test face."""
+    if config.distill is None or not fold:
+        return config.distill
+    return config.distill / fold / BEST_MODEL
+
+
+def _require_teacher(config: TrainConfig, teacher: Path, split: Split, run: RunFolder) -> None:
+    """Fail before anything is discarded where a teacher may not teach."""
+    if config.folds and not teacher.is_file():
+        raise ConfigError(f"--distill: no {teacher}; expected a training with --folds")
+    if teacher.resolve() == run.best_model.resolve():
+        raise ConfigError(
+            f"--distill: {teacher} would be written over by its student; "
+            "choose another --checkpoint-dir"
+        )
+    _load_teacher(teacher, config, split)
+
+
+def _begin_results(
+    config: TrainConfig, crops: Crops, folder: Folder, splits: Mapping[str, Split]
+) -> None:
+    """Write what is known before a training, and remove the figures of the one before."""
+    results = config.results_dir / "metrics"
+    users = config.split_file and config.split_file.resolve()  # By whatever name of the folder.
+    for path in [path for pattern in _RESULTS for path in results.glob(pattern)]:
+        if path.resolve() != users:
+            path.unlink()
+    write_problems(folder, config.results_dir)
+    for fold, split in splits.items():
+        name = f"split-{fold}.json" if fold else "split.json"
+        save_split(split, crops.group_of_photo, results / name)
+
+
 def _train(
     config: TrainConfig,
     crops: Crops,
     split: Split,
-    checkpoint_dir: Path,
-    split_name: str,
+    run: RunFolder,
+    teacher: Path | None,
     cut: Callable[[int], Crops],
-) -> RunFolder:
+) -> None:
     """Train one model, its own teacher before it, or go on with them, up to its best checkpoint."""
-    run = RunFolder(checkpoint_dir)
-    if config.distill and config.distill.resolve() == run.best_model.resolve():
-        raise ConfigError(
-            f"--distill: {config.distill} would be written over by its student; "
-            "choose another --checkpoint-dir"
-        )
-    teaching = _teaching(config.distill, config, split, cut) if config.distill else None
-    identity = _identity(config, crops, split)
-    run.open(identity, config.overwrite)
-    if config.self_distill:
-        run.teacher.open({**identity, "self_distill": False}, config.overwrite)
-    # Only now: a run that is refused must leave the results of the one before as they are.
-    save_split(split, crops.group_of_photo, config.results_dir / "metrics" / split_name)
     for name, photos in asdict(split).items():
         labels = crops.select(photos).labels
         counts = np.bincount(labels, minlength=len(config.class_names))
@@ -201,10 +238,10 @@ def _train(
         print("Training twice: first the teacher", flush=True)
         _train_one(config, crops, split, run.teacher)
         keras.backend.clear_session()
-        teaching = _teaching(run.teacher.best_model, config, split, cut)
+        teacher = run.teacher.best_model
         print("Now the model, which learns the teacher's answers", flush=True)
+    teaching = _teaching(teacher, config, split, cut) if teacher else None
     _train_one(config, crops, split, run, teaching)
-    return run
 
 
 def _train_one(
@@ -244,7 +281,13 @@ def _teaching(
     path: Path, config: TrainConfig, split: Split, cut: Callable[[int], Crops]
 ) -> Teaching:
     """Load a teacher, and cut the faces that are learnt from as it wants them."""
-    teacher = load_teacher(
+    teacher = _load_teacher(path, config, split)
+    crops = cut(teacher.image_size)
+    return Teaching(teacher, crops.select(split.train).images, crops.select(split.val).images)
+
+
+def _load_teacher(path: Path, config: TrainConfig, split: Split) -> Teacher:
+    return load_teacher(
         path,
         config.class_names,
         config.padding,
@@ -252,8 +295,6 @@ def _teaching(
         split_digest(split),
         config.mixed_precision,
     )
-    crops = cut(teacher.image_size)
-    return Teaching(teacher, crops.select(split.train).images, crops.select(split.val).images)
 
 
 def _calibrate_once(config: TrainConfig, train: Crops, val: Crops, run: RunFolder) -> None:
@@ -337,7 +378,7 @@ def _recipe(config: TrainConfig, num_faces: int) -> Recipe:
     )
 
 
-def _identity(config: TrainConfig, crops: Crops, split: Split) -> dict:
+def _identity(config: TrainConfig, teacher: Path | None, crops: Crops, split: Split) -> dict:
     """Return what must stay the same for a run to go on: settings, faces and split."""
     settings = asdict(config)
     for name in ("checkpoint_dir", "results_dir", "export_dir", "overwrite", "device"):
@@ -347,9 +388,9 @@ def _identity(config: TrainConfig, crops: Crops, split: Split) -> dict:
         digest.update(crops.images[start : start + _CHUNK].tobytes())
     digest.update(crops.labels.tobytes())
     digest.update(json.dumps(asdict(split)).encode())
-    if config.distill:
-        digest.update(config.distill.read_bytes())
-    return {**settings, "data": digest.hexdigest()[:16]}
+    if teacher:
+        digest.update(teacher.read_bytes())
+    return {**settings, "distill": teacher, "data": digest.hexdigest()[:16]}
 
 
 def _predict(config: TrainConfig, model: keras.Model, crops: Crops) -> Predictions:
@@ -401,36 +442,43 @@ def _export_once(model: keras.Model, card: ModelCard, export_dir: Path, run: Run
     print(f"Best model: {run.best_model}\nSavedModel: {version}")
 
 
-def _cross_validate(config: TrainConfig, crops: Crops) -> tuple[dict, float]:
+def _train_once(
+    config: TrainConfig,
+    crops: Crops,
+    splits: Mapping[str, Split],
+    runs: Mapping[str, RunFolder],
+) -> tuple[dict, float]:
+    """Train, score and export one model; return its report, and seconds trained."""
+    (split,), (run,) = splits.values(), runs.values()
+    _train(config, crops, split, run, config.distill, _cutter(config, crops))
+    model, card = load_model(run.best_model)
+    report = _evaluate(config, crops, split, model)
+    _write_history(config, card, run)
+    seconds = _seconds(config, run)
+    card = _with_report(card, report, "test" if split.test else "validation", seconds)
+    save_model(model, card, run.best_model)
+    _export_once(model, card, config.export_dir, run)
+    return report, seconds
+
+
+def _cross_validate(
+    config: TrainConfig,
+    crops: Crops,
+    splits: Mapping[str, Split],
+    runs: Mapping[str, RunFolder],
+) -> tuple[dict, float]:
     """Train a model a fold; report on pooled predictions of unseen faces, and seconds trained."""
-    groups, labels = crops.group_of_photo, _labels_by_photo(crops)
-    folds = make_folds(labels, groups, config.folds, config.val_fraction, config.seed)
-    crops = crops.at_least(config.min_face_size)
     probabilities = np.zeros((len(crops), len(config.class_names)), np.float32)
     cut = _cutter(config, crops)
     seconds = 0.0
-    for index, split in enumerate(folds):
-        _require_faces(config, crops, split)
-        teacher = _with_teacher_of(f"fold-{index}", config).distill
-        if teacher and not teacher.is_file():
-            raise ConfigError(f"--distill: no {teacher}; expected a training with --folds")
-    for index, split in enumerate(folds):
-        print(f"Fold {index + 1} of {len(folds)}", flush=True)
-        name = f"fold-{index}"
-        run = _train(
-            _with_teacher_of(name, config),
-            crops,
-            split,
-            config.checkpoint_dir / name,
-            f"split-{name}.json",
-            cut,
-        )
+    for index, (name, split) in enumerate(splits.items()):
+        print(f"Fold {index + 1} of {len(splits)}", flush=True)
+        _train(config, crops, split, runs[name], _teacher_of(name, config), cut)
         tested = np.isin(crops.photos, split.test)
-        model = load_model(run.best_model)[0]
+        model = load_model(runs[name].best_model)[0]
         probabilities[tested] = _predict(config, model, crops.select(split.test)).probabilities
-        seconds += _seconds(config, run)
+        seconds += _seconds(config, runs[name])
         keras.backend.clear_session()
-    _remove_results_of_others(config, [f"split-fold-{index}.json" for index in range(len(folds))])
     report = write_report(
         config.results_dir,
         Predictions.from_crops(crops, probabilities),
@@ -438,33 +486,6 @@ def _cross_validate(config: TrainConfig, crops: Crops) -> tuple[dict, float]:
         crops_images=crops.images,
     )
     return report, seconds
-
-
-def _remove_results_of_others(config: TrainConfig, splits: Sequence[str]) -> None:
-    """Remove what another run left in the results and this one does not write.
-
-    Args:
-        config: The run.
-        splits: Names of the run's own splits.
-    """
-    folder = config.results_dir / "metrics"
-    kept = {(folder / name).resolve() for name in splits}
-    if config.split_file:  # A user's, by whatever name of the folder.
-        kept.add(config.split_file.resolve())
-    found = [*folder.glob("split.json"), *folder.glob("split-fold-*.json")]
-    stale = {path for path in found if path.resolve() not in kept}
-    stale |= {*folder.glob("evaluation.json")}
-    if config.folds:  # There is no one model that these could be of.
-        stale |= {*folder.glob("training_history.*"), *folder.glob("gradcam.png")}
-    for path in stale:
-        path.unlink()
-
-
-def _with_teacher_of(fold: str, config: TrainConfig) -> TrainConfig:
-    """Return the settings with the fold's own teacher, which has seen none of its test faces."""
-    if config.distill is None:
-        return config
-    return replace(config, distill=config.distill / fold / BEST_MODEL)
 
 
 def _write_config(config: TrainConfig, folder: Folder, seconds: float) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,6 @@ import pytest
 import tensorflow as tf
 
 from fmd_tf import checkpoints, evaluate, train
-from fmd_tf.config import TrainConfig
 from fmd_tf.model import load_model
 from fmd_tf.publish import locked
 
@@ -146,17 +146,28 @@ def test_two_runs_do_not_share_a_folder(trained: Path, sample_dir: Path, capsys)
     assert "another run writes to" in capsys.readouterr().err
 
 
-def test_a_users_split_file_among_the_results_stays(tmp_path: Path, monkeypatch):
-    metrics = tmp_path / "metrics"
-    metrics.mkdir()
-    for name in ("split.json", "split-mine.json", "split-fold-0.json", "evaluation.json"):
+def test_a_new_run_removes_the_figures_of_the_one_before_and_nothing_of_the_users(
+    sample_dir: Path, tmp_path: Path, trained: Path, monkeypatch
+):
+    metrics = tmp_path / "results" / "metrics"
+    metrics.mkdir(parents=True)
+    for name in ("split-mine.json", "notes.png", "evaluation.json", "metrics.json", "gradcam.png"):
         (metrics / name).touch()
     given = metrics / "split-fold-0.json"
-    monkeypatch.chdir(tmp_path)
-    config = TrainConfig(data_dir=tmp_path, results_dir=Path(), split_file=given)
-    train._remove_results_of_others(config, ["split.json"])
+    given.write_text((trained / "results" / "metrics" / "split.json").read_text())
+    (metrics / "split-fold-1.json").touch()
+    monkeypatch.setattr(train, "train_model", _stop)
+    monkeypatch.chdir(metrics)
+    assert train.main(_arguments(sample_dir, tmp_path, "--split-file", given.name)) == 130
     kept = {path.name for path in metrics.iterdir()}
-    assert kept == {"split.json", "split-mine.json", "split-fold-0.json"}
+    assert kept == {"split.json", "split-mine.json", "notes.png", given.name}
+
+
+def test_two_runs_do_not_share_results(sample_dir: Path, tmp_path: Path, capsys):
+    (tmp_path / "results").mkdir()
+    with locked(tmp_path / "results" / ".lock"):
+        assert train.main(_arguments(sample_dir, tmp_path)) == 2
+    assert "another run writes to" in capsys.readouterr().err
 
 
 def test_a_part_of_small_faces_alone_is_said_before_training(sample_dir, tmp_path, capsys):
@@ -211,6 +222,19 @@ def test_each_fold_has_its_own_teacher(folded: Path, sample_dir: Path, tmp_path:
     nowhere = (*FOLDS, "--distill", str(tmp_path / "x"))
     assert train.main(_arguments(sample_dir, tmp_path / "none", *nowhere)) == 2
     assert "fold-0" in capsys.readouterr().err
+
+
+def test_all_folds_are_begun_anew_before_the_first_is_trained(
+    folded: Path, sample_dir: Path, tmp_path: Path, monkeypatch, capsys
+):
+    """Else an interrupted run would go on with folds of the one before."""
+    checkpoints = tmp_path / "checkpoints"
+    shutil.copytree(folded / "checkpoints", checkpoints)
+    assert train.main(_arguments(sample_dir, tmp_path, *FOLDS, "--lr", "0.5")) == 2
+    assert "fold-0 holds a run with lr None (now 0.5)" in capsys.readouterr().err
+    monkeypatch.setattr(train, "train_model", _stop)
+    assert train.main(_arguments(sample_dir, tmp_path, *FOLDS, "--overwrite")) == 130
+    assert not list(checkpoints.glob("fold-*/best_model.keras"))
 
 
 # A shell that starts the tests in the background lets them, and their children, ignore Ctrl-C.
