@@ -22,7 +22,7 @@ from fmd_tf.freezing import fold_batch_norm, freeze
 from fmd_tf.input_pipeline import crop_faces
 from fmd_tf.model import ModelCard, load_model
 from fmd_tf.photos import Photo, PhotoError
-from fmd_tf.publish import versions
+from fmd_tf.publish import version_folder
 from fmd_tf.voc import MAX_PIXELS
 
 _FACES, _CROPS, _PHOTO = "faces", "serving_default", "photo"
@@ -223,30 +223,6 @@ class _SavedModel:
 
     def close(self) -> None:
         pass
-
-
-def version_folder(path: Path) -> Path:
-    """Return the folder itself, where it is a SavedModel, or the newest version in it.
-
-    Args:
-        path: An existing folder.
-
-    Raises:
-        BackendError: There is none.
-    """
-    if (path / "saved_model.pb").is_file():
-        return path
-    found = {
-        number: folder
-        for number, folder in versions(path).items()
-        if (folder / "saved_model.pb").is_file()
-    }
-    if not found:
-        raise BackendError(
-            f"no SavedModel in {path}; expected {path}/1/saved_model.pb as python -m "
-            "fmd_tf.export writes it"
-        )
-    return found[max(found)]
 
 
 def _require_signatures(signatures: Mapping[str, object], place: str) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 import tensorflow as tf
 
 from fmd_tf import CLASS_NAMES
-from fmd_tf.benchmark_serving import BenchmarkError, newest_version
+from fmd_tf.benchmark_serving import BenchmarkError
+from fmd_tf.publish import version_folder
 from fmd_tf.voc import read_folder
 
 SIZES = ((640, 480), (1920, 1080))
@@ -44,7 +45,7 @@ def benchmark_photo(
     Raises:
         BenchmarkError: The export has no signature `photo`.
     """
-    version = newest_version(model_dir)
+    version = version_folder(model_dir)
     signatures = tf.saved_model.load(str(version)).signatures
     if "photo" not in signatures:
         raise BenchmarkError(f"{version} finds no faces; export it with --detector FILE")

@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from fmd_tf.errors import UserError
-from fmd_tf.publish import versions
+from fmd_tf.publish import version_folder
 
 _ROUNDS = 10
 _WARM_SECONDS = 0.5
@@ -51,10 +51,10 @@ def benchmark_serving(
         The figures by number of clients, and what they were measured on.
 
     Raises:
-        BenchmarkError: There is no model, or a request fails.
+        UserError: There is no model, or a request fails.
     """
     encoded = image.read_bytes() if image else _draw_image()
-    version = newest_version(model_dir)
+    version = version_folder(model_dir)
     with (
         _server(model_dir) as url,
         _worker(_serve_bare, version, encoded) as bare,
@@ -86,18 +86,6 @@ def format_serving(report: dict[str, Any]) -> str:
             f"| {over_http['p95_ms']:.1f} / {over_http['p99_ms']:.1f} |"
         )
     return "\n".join(lines)
-
-
-def newest_version(model_dir: Path) -> Path:
-    """Return the folder of the highest version.
-
-    Raises:
-        BenchmarkError: There is none.
-    """
-    found = versions(model_dir)
-    if not found:
-        raise BenchmarkError(f"no version in {model_dir}; write one with python -m fmd_tf.export")
-    return found[max(found)]
 
 
 def _draw_image() -> bytes:

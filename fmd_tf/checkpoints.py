@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,10 @@ _RUN_FILE = "run.json"
 
 class CheckpointError(UserError):
     """The checkpoint folder cannot be used for this run."""
+
+
+class TrainingError(UserError):
+    """A training cannot go on."""
 
 
 def require_space(model: keras.Model, folder: Path) -> None:
@@ -188,6 +193,23 @@ class RunFolder:
             writer = csv.DictWriter(file, fieldnames=list(history[0]))
             writer.writeheader()
             writer.writerows(history)
+
+
+class RequireFinite(keras.callbacks.Callback):
+    """End a training whose loss is no number any longer; it must come before what saves."""
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        """Look at the loss.
+
+        Raises:
+            TrainingError: It is not finite.
+        """
+        loss = float((logs or {}).get("loss", 0.0))
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss of epoch {epoch + 1} is {loss}: the training has come apart; give a "
+                "smaller --lr and --overwrite"
+            )
 
 
 class BestModel(keras.callbacks.Callback):

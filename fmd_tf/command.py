@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -49,7 +48,11 @@ def run_training(
         description: What it does, for the help.
 
     Returns:
-        The exit code: 0; 2 for unusable input, which is named; 130 for Ctrl-C.
+        The exit code 0.
+
+    Raises:
+        UserError: The input is unusable.
+        KeyboardInterrupt: Ctrl-C; its message says how the run goes on.
     """
     # It warns that prediction is traced anew for each model, as it must be.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
@@ -59,7 +62,7 @@ def run_training(
         if config.overwrite:
             again += " without --overwrite"
         train(config)
-    except KeyboardInterrupt:
-        print(f"\nStopped. {again} goes on at the last saved epoch.", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        message = f"\nStopped. {again} goes on at the last saved epoch."
+        raise KeyboardInterrupt(message) from stop
     return 0

@@ -252,5 +252,4 @@ def load_detector(path: Path | str) -> tuple[keras.Model, DetectorCard]:
     Raises:
         ModelError: There is no such file, or it is not a detector of this project.
     """
-    model, card = read_archive(Path(path), "detector", "python -m fmd_tf.train_detector")
-    return model, DetectorCard(**card)
+    return read_archive(Path(path), "detector", DetectorCard, "python -m fmd_tf.train_detector")

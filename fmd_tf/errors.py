@@ -23,7 +23,7 @@ def command_line(main: Callable[[Sequence[str] | None], int]) -> Callable[..., i
             returns the process' exit code.
 
     Returns:
-        The same, with the exit code 2 after such an error.
+        The same, with the exit code 2 after such an error, and 130 after Ctrl-C.
     """
 
     @wraps(main)
@@ -36,5 +36,8 @@ def command_line(main: Callable[[Sequence[str] | None], int]) -> Callable[..., i
         except (UserError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
+        except KeyboardInterrupt as stop:
+            print(*(stop.args or ("stopped",)), file=sys.stderr)
+            return 130
 
     return run

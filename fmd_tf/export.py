@@ -51,6 +51,7 @@ from fmd_tf.formats import (
     MAX_F1_LOSS,
     SAFEST,
     SAVED_MODEL,
+    Predictor,
     compare,
     export_format,
     format_comparison,
@@ -134,7 +135,7 @@ def _export_saved_model(model: keras.Model, card: ModelCard, options: argparse.N
     path = export_saved_model(model, card, output, options.version, options.overwrite, detector)
     print(f"SavedModel: {path}")
     if test is not None:
-        print(format_comparison(compare(model, load_saved_model(path), test)))
+        _compare(model, load_saved_model(path), test, options)
 
 
 def _export_format(model: keras.Model, card: ModelCard, options: argparse.Namespace) -> None:
@@ -150,12 +151,19 @@ def _export_format(model: keras.Model, card: ModelCard, options: argparse.Namesp
     print(f"{options.format}: {output} ({size:.1f} MB)")
     predictor = load_format(options.format, output)
     if test is not None:
-        comparison = compare(model, predictor, test)
-        print(format_comparison(comparison))
-        if comparison.macro_f1_loss > MAX_F1_LOSS and options.format != SAFEST:
-            print(f"More than {100 * MAX_F1_LOSS:.1f} points are lost: {SAFEST} loses less.")
-        if not options.split_file:
-            print("Without --split-file these may be faces that it was trained on.")
+        _compare(model, predictor, test, options)
+
+
+def _compare(
+    model: keras.Model, predictor: Predictor, test: Crops, options: argparse.Namespace
+) -> None:
+    """Print what the format loses, and what the figures are worth."""
+    comparison = compare(model, predictor, test)
+    print(format_comparison(comparison))
+    if comparison.macro_f1_loss > MAX_F1_LOSS and options.format not in (SAFEST, SAVED_MODEL):
+        print(f"More than {100 * MAX_F1_LOSS:.1f} points are lost: {SAFEST} loses less.")
+    if not options.split_file:
+        print("Without --split-file these may be faces that it was trained on.")
 
 
 def export_saved_model(

@@ -69,7 +69,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default=0.9,
         help="what every model must give to another class than the label's (default: %(default)s)",
     )
-    add("--verdicts", type=Path, help="CSV of photo, box and verdict of a person on mistakes")
+    add("--verdicts", type=Path, help="CSV of photo, box and verdict, as a mistakes.csv is")
     arguments = parser.parse_args(argv)
     if not 0 < arguments.confidence < 1:
         parser.error("--confidence: expected more than 0 and less than 1")
@@ -91,7 +91,8 @@ def find_label_noise(
         results_dir: Receives `mistakes.csv`, `mistakes_sorted.png` and `label_noise.json`.
         confidence: Probability that every model must give to one class other than the label.
         verdicts: CSV with the columns photo, xmin, ymin, xmax, ymax, verdict, made by looking;
-            replaces the kind of the mistakes that it names.
+            replaces the kind of the faces that it names, as does the column of verdicts of a
+            `mistakes.csv` that is there.
 
     Returns:
         What `label_noise.json` holds: "num_suspects", "num_wrong_labels" (the suspects, where no
@@ -100,22 +101,22 @@ def find_label_noise(
 
     Raises:
         PredictionsError: A file is no such table, the tables are of different faces, or
-            `mistakes.csv` is there with other verdicts.
+            `mistakes.csv` is there with verdicts on others.
         AnnotationError: Something in the folder is invalid.
     """
     require_writable(results_dir / "metrics")
     read = [read_predictions(path) for path in predictions]
     pooled, agreed, class_names = _pool(read, predictions)
     suspects = agreed & (_lowest_confidence(read, pooled) >= confidence)
-    kinds = _kinds(pooled, suspects, _read_verdicts(verdicts) if verdicts else {})
+    folder = results_dir / "metrics"
+    said = _kept_verdicts(folder / "mistakes.csv", pooled)
+    said |= _read_verdicts(verdicts) if verdicts else {}
+    kinds = _kinds(pooled, suspects, said)
     wrong_labels = np.array([kinds[i] == LABEL for i in range(len(kinds))])
     wrong = np.flatnonzero(pooled.predicted != pooled.labels)
-    folder = results_dir / "metrics"
-    if not verdicts:
-        _require_no_others(folder / "mistakes.csv", pooled, kinds)
     photos, _ = load_photos(data_dir, class_names, skip_invalid=True)
     figure = _plot(pooled, wrong, kinds, load_crops(photos, _PICTURE_SIZE), class_names)
-    _write_mistakes(folder / "mistakes.csv", pooled, wrong, kinds, class_names)
+    _write_mistakes(folder / "mistakes.csv", pooled, kinds, said, class_names)
     plots.save_figure(figure, folder / "mistakes_sorted.png")
     summary = {
         "predictions": [str(path) for path in predictions],
@@ -170,50 +171,48 @@ def _face_of(row: Mapping[str, str]) -> Face:
     return row["photo"], xmin, ymin, xmax, ymax
 
 
-def _verdict_of(row: Mapping[str, str]) -> str:
-    if not row["verdict"]:
-        raise ValueError(f"no verdict on {row['photo']}")
-    return row["verdict"]
-
-
 def _read_verdicts(path: Path) -> dict[Face, str]:
-    """Read what a person has said about mistakes."""
+    """Read what a person has said about mistakes; nothing is said where there is no verdict."""
     try:
         # Spreadsheets begin UTF-8 with a byte order mark.
         with path.open(newline="", encoding="utf-8-sig") as file:
-            return {_face_of(row): _verdict_of(row) for row in csv.DictReader(file)}
+            said = {_face_of(row): row["verdict"] for row in csv.DictReader(file)}
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise PredictionsError(
             f"{path}: expected a CSV with the columns {', '.join(_VERDICT_FIELDS)} ({error})"
         ) from error
+    return {face: verdict for face, verdict in said.items() if verdict}
 
 
-def _require_no_others(path: Path, pooled: Predictions, kinds: Mapping[int, str]) -> None:
-    """Refuse to write over what a person has said in the file that is written."""
+def _kept_verdicts(path: Path, pooled: Predictions) -> dict[Face, str]:
+    """Read what a person has filled in in the file that is about to be written."""
     said = _read_verdicts(path) if path.exists() else {}
-    if any(said.get(face, kinds[i]) != kinds[i] for i, face in enumerate(pooled.faces)):
+    if said.keys() - set(pooled.faces):
         raise PredictionsError(
-            f"{path} has other verdicts, which would be lost; give it with --verdicts, or choose "
-            "another --results-dir"
+            f"{path} has verdicts on faces that the predictions are not of, which would be lost; "
+            "choose another --results-dir"
         )
+    return said
 
 
 def _write_mistakes(
     path: Path,
     pooled: Predictions,
-    wrong: np.ndarray,
     kinds: Mapping[int, str],
+    said: Mapping[Face, str],
     class_names: Sequence[str],
 ) -> None:
-    """Write a row a mistake, the surest first within its kind."""
+    """Write a row a mistake, the surest first within its kind, and whatever has a verdict."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow([*_VERDICT_FIELDS, "label", "predicted", "confidence"])
+    writer.writerow([*_VERDICT_FIELDS, "kind", "label", "predicted", "confidence"])
     faces = pooled.faces
-    for i in _by_kind(pooled, wrong, kinds):
+    listed = (pooled.predicted != pooled.labels) | [face in said for face in faces]
+    for i in _by_kind(pooled, np.flatnonzero(listed), kinds):
         label, predicted = (class_names[each[i]] for each in (pooled.labels, pooled.predicted))
         confidence = f"{pooled.confidences[i]:.3f}"
-        writer.writerow([*faces[i], kinds[i], label, predicted, confidence])
+        verdict = said.get(faces[i], "")
+        writer.writerow([*faces[i], verdict, kinds[i], label, predicted, confidence])
     write_text(path, table.getvalue())
 
 

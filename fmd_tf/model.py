@@ -15,13 +15,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 
 from fmd_tf import MIN_IMAGE_SIZE, MIN_MULTI_VIEW_SIZE
 from fmd_tf.errors import UserError
 from fmd_tf.publish import replacing
+
+CardT = TypeVar("CardT")
 
 _CARD_MEMBER = "fmd_tf.json"
 # Sides of the views in sevenths of the crop; the first is the one that is trained. In a crop with a
@@ -344,8 +346,11 @@ def load_model(path: Path | str) -> tuple[keras.Model, ModelCard]:
     Raises:
         ModelError: There is no such file, or it is not a classifier of this project.
     """
-    model, card = read_archive(Path(path), "classifier", "python -m fmd_tf.train")
-    return model, ModelCard(**{**card, "class_names": tuple(card["class_names"])})
+    return read_archive(Path(path), "classifier", _card, "python -m fmd_tf.train")
+
+
+def _card(class_names: Sequence[str], **fields: Any) -> ModelCard:
+    return ModelCard(tuple(class_names), **fields)
 
 
 def write_archive(model: keras.Model, kind: str, card: dict, path: Path) -> None:
@@ -363,16 +368,19 @@ def write_archive(model: keras.Model, kind: str, card: dict, path: Path) -> None
             archive.writestr(_CARD_MEMBER, json.dumps({"kind": kind, **card}, indent=2))
 
 
-def read_archive(path: Path, kind: str, command: str) -> tuple[keras.Model, dict]:
+def read_archive(
+    path: Path, kind: str, make_card: Callable[..., CardT], command: str
+) -> tuple[keras.Model, CardT]:
     """Load what `write_archive` wrote.
 
     Args:
         path: The file.
         kind: What it must hold.
+        make_card: Makes the card of its fields.
         command: The command that makes such a file, for the message.
 
     Returns:
-        The model, not compiled, and the fields of its card.
+        The model, not compiled, and its card.
 
     Raises:
         ModelError: There is no such file, or it holds something else.
@@ -384,12 +392,12 @@ def read_archive(path: Path, kind: str, command: str) -> tuple[keras.Model, dict
             card = json.loads(archive.read(_CARD_MEMBER))
         found = card.pop("kind")
         if found == kind:
-            return keras.saving.load_model(path, compile=False), card
+            return keras.saving.load_model(path, compile=False), make_card(**card)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error}") from error
     except (zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
         raise ModelError(
-            f"{path} is not a {kind} of fmd_tf ({type(error).__name__}); expected a .keras file "
-            f"of {command}"
+            f"{path} is not a {kind} of fmd_tf, or not of this version "
+            f"({type(error).__name__}); expected a .keras file of {command}"
         ) from error
     raise ModelError(f"{path} is a {found}, expected a {kind}; train one with {command}")

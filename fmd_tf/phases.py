@@ -17,7 +17,15 @@ import tensorflow as tf
 
 from fmd_tf import input_pipeline
 from fmd_tf.augment import build_augmentation
-from fmd_tf.checkpoints import LOSS, MONITOR, BestModel, RunFolder, SaveState, TrainingState
+from fmd_tf.checkpoints import (
+    LOSS,
+    MONITOR,
+    BestModel,
+    RequireFinite,
+    RunFolder,
+    SaveState,
+    TrainingState,
+)
 from fmd_tf.distill import DistilledModel, Teacher
 from fmd_tf.input_pipeline import Crops
 from fmd_tf.model import features_model, freeze_batch_norm, head_model, logits_model
@@ -245,6 +253,7 @@ def _fit(
         epochs=epochs,
         callbacks=[
             _Reseed(recipe.seed),
+            RequireFinite(),
             *kept.values(),
             *_plain_callbacks(recipe, phase, steps, run),
             *([_Average()] if recipe.ema else []),

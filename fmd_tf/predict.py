@@ -27,7 +27,7 @@ from typing import Any
 from tqdm import tqdm
 
 from fmd_tf.arguments import at_least, fraction
-from fmd_tf.backends import load_backend, version_folder
+from fmd_tf.backends import load_backend
 from fmd_tf.checkpoints import BEST_MODEL
 from fmd_tf.detect import DETECTOR_NAMES
 from fmd_tf.devices import faster_graphs
@@ -35,6 +35,7 @@ from fmd_tf.draw import draw_faces, save_picture
 from fmd_tf.errors import UserError, command_line
 from fmd_tf.labelling import Labeller
 from fmd_tf.photos import PhotoError, find_photos, read_photo
+from fmd_tf.publish import version_folder
 from fmd_tf.records import JsonOutput, LabelledFace, OutputError, Record, Summary
 from fmd_tf.video import Tracker, VideoFile, VideoSource, label_video
 from fmd_tf.window import Window
@@ -57,9 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _terminated_as_interrupted():
             predict(**vars(arguments))
-    except KeyboardInterrupt:
-        print("stopped; with --output the same command goes on from here", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        message = "stopped; with --output the same command goes on from here"
+        raise KeyboardInterrupt(message) from stop
     return 0
 
 

@@ -22,7 +22,8 @@ _REPLACED = ".replaced-"
 _STALE = re.compile(rf"({re.escape(_PARTIAL)}|{re.escape(_REPLACED)}).+-[0-9a-f]{{8}}")
 # What TensorFlow and this project write into the folder of a model.
 _WRITTEN = re.compile(
-    r"assets(\.extra)?|variables|(saved_model|fingerprint)\.pb|model\..*|model_card\.json"
+    r"assets(\.extra)?|variables|(saved_model|fingerprint)\.pb"
+    r"|model\.(tflite|onnx|onnx\.data|xml|bin)|model_card\.json"
     r"|detector_card\.json|class_names\.txt|README\.md"
 )
 
@@ -112,7 +113,8 @@ def publishing(target: Path, overwrite: bool) -> Iterator[Path]:
         The folder to write into; it does not exist yet.
 
     Raises:
-        PublishError: The target exists, or holds what no export wrote, or cannot be renamed to.
+        PublishError: The target exists, is a file or holds what no export wrote, or cannot be
+            renamed to.
     """
     if target.exists() and not overwrite:
         raise PublishError(
@@ -135,8 +137,34 @@ def versions(folder: Path) -> dict[int, Path]:
     return {int(path.name): path for path in numbered if path.is_dir()}
 
 
+def version_folder(path: Path) -> Path:
+    """Return the folder itself, where it is a SavedModel, or the newest version in it.
+
+    Args:
+        path: An existing folder.
+
+    Raises:
+        UserError: There is none.
+    """
+    if (path / "saved_model.pb").is_file():
+        return path
+    found = {
+        number: folder
+        for number, folder in versions(path).items()
+        if (folder / "saved_model.pb").is_file()
+    }
+    if not found:
+        raise UserError(
+            f"no SavedModel in {path}; expected {path}/1/saved_model.pb as python -m "
+            "fmd_tf.export writes it"
+        )
+    return found[max(found)]
+
+
 def _require_written_here(target: Path) -> None:
-    """Refuse to replace a folder that holds anything else than an export."""
+    """Refuse to replace a file, or a folder that holds anything else than an export."""
+    if target.exists() and not target.is_dir():
+        raise PublishError(f"{target} is a file, expected a folder; give another --output")
     others = [path.name for path in target.glob("*") if not _WRITTEN.fullmatch(path.name)]
     if others:
         raise PublishError(

@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from fmd_tf import CLASS_NAMES
 from fmd_tf.arguments import at_least
 from fmd_tf.boxes import Box, touch
+from fmd_tf.errors import command_line
 
 SAMPLE_DIR = Path("data/sample")
 NUM_PHOTOS = 320
@@ -248,6 +249,7 @@ def _annotation(filename: str, faces: Sequence[tuple[str, Box]]) -> etree._Eleme
     return etree.ElementTree(root)
 
 
+@command_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw the sample data set from the command line; return the exit code."""
     parser = argparse.ArgumentParser(
@@ -261,10 +263,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.output.exists():
         parser.error(f"--output: {arguments.output} exists already; name a new folder")
-    try:
-        print(write_sample(arguments.output, arguments.num_photos, arguments.seed))
-    except OSError as error:
-        parser.error(f"--output: {arguments.output} cannot be written ({error.strerror})")
+    print(write_sample(arguments.output, arguments.num_photos, arguments.seed))
     return 0
 
 

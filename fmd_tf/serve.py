@@ -175,11 +175,10 @@ class Application:
         if scope["type"] != "http":
             return
         started = time.perf_counter()
-        kind, answer = "other", Answer(500, b"")
         try:
             kind, answer = await self._route(scope, receive)
-        except RestError as error:
-            kind, answer = "predict", _error_answer(error)
+        except RestError as error:  # Of a path that is none of TF Serving's.
+            kind, answer = "other", _error_answer(error)
         except Disconnected:
             return
         await _respond(send, answer, with_body=scope["method"] != "HEAD")
@@ -205,17 +204,27 @@ class Application:
         self, method: str, path: str, scope: Scope, receive: Receive
     ) -> tuple[str, Answer]:
         target = rest.parse_path(method, path)
+        kind = target.method
         if method == "GET":
             # TF Serving knows the lower case word only, and takes others for a status request.
-            if target.subresource == "metadata":
-                return "metadata", self._metadata(target)
-            return "status", self._status(target)
-        if target.method not in ("predict", "classify", "regress"):
+            kind = "metadata" if target.subresource == "metadata" else "status"
+        elif kind not in ("predict", "classify", "regress"):
             raise RestError("INVALID_ARGUMENT", f"Malformed request: {method} {path}")
+        try:
+            if kind == "metadata":
+                return kind, self._metadata(target)
+            if kind == "status":
+                return kind, self._status(target)
+            return kind, await self._read_and_compute(target, scope, receive)
+        except RestError as error:
+            return kind, _error_answer(error)
+
+    async def _read_and_compute(self, target: ModelPath, scope: Scope, receive: Receive) -> Answer:
+        """Read a request and answer it."""
         body = bytearray()
         try:
             await self._read_body(scope, receive, body)
-            return target.method, await self._compute(target, _headers(scope), bytes(body))
+            return await self._compute(target, _headers(scope), bytes(body))
         finally:
             self._held_bytes -= len(body)
 
@@ -412,14 +421,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    try:
-        name = options.model_name or Path(os.path.normpath(options.model_dir.absolute())).name
-        versions = ModelVersions(options.model_dir, name, options.num_versions, options.label)
-        with listen(options.host, options.port) as listener:
-            serve(versions, _limits(options), listener, options.poll, options.metrics)
-    except KeyboardInterrupt:  # While the model was loaded; later, requests end first.
-        print("stopped", file=sys.stderr)
-        return 130
+    name = options.model_name or Path(os.path.normpath(options.model_dir.absolute())).name
+    versions = ModelVersions(options.model_dir, name, options.num_versions, options.label)
+    with listen(options.host, options.port) as listener:
+        serve(versions, _limits(options), listener, options.poll, options.metrics)
     return 0
 
 
@@ -527,6 +532,7 @@ def serve(
     watcher.start()
     application = Application({versions.name: versions}, limits, metrics)
     host, port = listener.getsockname()[:2]
+    host = f"[{host}]" if ":" in host else host
     print(f"Serving http://{host}:{port}/v1/models/{versions.name}", flush=True)
     print(f"Page    http://{host}:{port}/", flush=True)
     _run(application, limits, listener)

@@ -17,6 +17,7 @@ import keras
 from fmd_tf.checkpoints import (
     LOCK,
     BestModel,
+    RequireFinite,
     RunFolder,
     SaveState,
     TrainingState,
@@ -50,7 +51,7 @@ from fmd_tf.input_pipeline import steps_per_epoch
 from fmd_tf.model import freeze_batch_norm
 from fmd_tf.publish import locked, require_writable, write_text
 from fmd_tf.sample_data import SAMPLE_DIR, write_sample
-from fmd_tf.splits import Split, choose_split, group_photos, save_split, split_digest
+from fmd_tf.splits import Split, SplitError, choose_split, group_photos, save_split, split_digest
 from fmd_tf.voc import Annotation, Folder, read_folder
 
 BEST_DETECTOR = "best_detector.keras"
@@ -96,13 +97,18 @@ def _train_and_evaluate(config: DetectorConfig) -> dict:
     split = _choose_split(config, folder, groups)
     parts = {name: _select(folder, getattr(split, name)) for name in ("train", "val", "test")}
     for name, part in parts.items():
+        if getattr(split, name) and not any(each.faces for each in part):
+            raise SplitError(
+                f"--skip-invalid leaves no photo with all its faces in the part {name!r}; mend the "
+                "annotations, or give another --seed"
+            )
         print(f"{name}: {len(part)} photos, {sum(len(each.faces) for each in part)} faces")
     run = RunFolder(config.checkpoint_dir, BEST_DETECTOR)
     run.open(_identity(config, parts["train"], parts["val"]), config.overwrite)
     # Only now: a run that is refused must leave the results of the one before as they are.
     save_split(split, groups, config.results_dir / "metrics" / "split.json")
-    _train(config, run, parts["train"], parts["val"])
-    trained = _finish(config, run.best_model, parts["val"], split)
+    _train(config, run, parts["train"], parts["val"], split)
+    trained = _finish(config, run.best_model, parts["val"])
     tested = "test" if parts["test"] else "val"
     if tested == "val":
         print("No test part: the figures below are of the validation photos, and flattering.")
@@ -145,6 +151,7 @@ def _train(
     run: RunFolder,
     train: Sequence[Annotation],
     val: Sequence[Annotation],
+    split: Split,
 ) -> None:
     """Train a detector, or go on with it, up to its best checkpoint."""
     state = run.latest()
@@ -176,7 +183,7 @@ def _train(
         steps_per_epoch=steps,
         initial_epoch=first_epoch,
         epochs=config.epochs,
-        callbacks=_callbacks(config, model, run, val, state),
+        callbacks=_callbacks(config, model, run, val, split, state),
         shuffle=False,  # The data set shuffles by itself.
         verbose=1 if sys.stdout.isatty() else 2,
     )
@@ -187,11 +194,13 @@ def _callbacks(
     model: keras.Model,
     run: RunFolder,
     val: Sequence[Annotation],
+    split: Split,
     state: TrainingState | None,
 ) -> list[keras.callbacks.Callback]:
     """Validate, keep the best detector, log, and save the state last."""
-    best = BestModel(lambda epoch, logs: _save(config, model, epoch, logs), _MONITOR)
+    best = BestModel(lambda epoch, logs: _save(config, model, split, epoch, logs), _MONITOR)
     return [
+        RequireFinite(),
         _Validate(config.image_size, val, config.class_names),
         best,
         keras.callbacks.TensorBoard(str(run.path / "tensorboard"), write_graph=False),
@@ -246,18 +255,16 @@ class _Validate(keras.callbacks.Callback):
 
 
 def _save(
-    config: DetectorConfig, model: keras.Model, epoch: int, logs: Mapping[str, float]
+    config: DetectorConfig, model: keras.Model, split: Split, epoch: int, logs: Mapping[str, float]
 ) -> None:
     figures = {name: float(value) for name, value in logs.items()}
-    training = {"epoch": epoch, "seed": config.seed, **figures}
+    training = {"epoch": epoch, "seed": config.seed, "split": split_digest(split), **figures}
     card = DetectorCard(config.image_size, training=training)
     save_detector(model, card, config.checkpoint_dir / BEST_DETECTOR)
 
 
-def _finish(
-    config: DetectorConfig, path: Path, val: Sequence[Annotation], split: Split
-) -> Contender:
-    """Choose the threshold on validation photos; keep it, and the split, in the card."""
+def _finish(config: DetectorConfig, path: Path, val: Sequence[Annotation]) -> Contender:
+    """Choose the threshold on validation photos, and keep it in the card."""
     model, card = load_detector(path)
     trained = trained_contender(model, card)
     found = find_all(trained, val, config.class_names)
@@ -267,8 +274,7 @@ def _finish(
         print(f"No threshold has a precision of {config.precision}; it is {threshold:.3f}")
     else:
         print(f"Threshold {threshold:.3f}: precision {config.precision} on the validation photos")
-    training = {**card.training, "split": split_digest(split)}
-    save_detector(model, replace(card, threshold=threshold, training=training), path)
+    save_detector(model, replace(card, threshold=threshold), path)
     return replace(trained, threshold=threshold)
 
 

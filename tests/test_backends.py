@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from fmd_tf.backends import Backend, BackendError, load_backend
 from fmd_tf.client import ServingError
+from fmd_tf.errors import UserError
 from fmd_tf.model import ModelError
 from fmd_tf.photos import Photo, PhotoError, read_photo
 from fmd_tf.servable import ModelVersions
@@ -131,7 +132,7 @@ def test_models_of_another_kind_are_named(tmp_path: Path):
     with pytest.raises(ModelError, match=r"other\.keras"):
         load_backend(str(tmp_path / "other.keras"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(BackendError, match=r"no SavedModel in .*empty; expected"):
+    with pytest.raises(UserError, match=r"no SavedModel in .*empty; expected"):
         load_backend(str(tmp_path / "empty"))
     (tmp_path / "empty" / "saved_model.pb").write_text("hello")
     with pytest.raises(BackendError, match="cannot be loaded as a SavedModel"):

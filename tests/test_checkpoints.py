@@ -6,7 +6,16 @@ import keras
 import numpy as np
 import pytest
 
-from fmd_tf.checkpoints import LOSS, MONITOR, BestModel, CheckpointError, RunFolder, SaveState
+from fmd_tf.checkpoints import (
+    LOSS,
+    MONITOR,
+    BestModel,
+    CheckpointError,
+    RequireFinite,
+    RunFolder,
+    SaveState,
+    TrainingError,
+)
 
 
 def _open(path: Path, overwrite: bool = False, **identity: object) -> RunFolder:
@@ -191,3 +200,9 @@ def test_of_equal_epochs_that_with_the_lower_loss_is_kept():
     for epoch, (value, loss) in enumerate([(1.0, 0.5), (1.0, 0.6), (1.0, 0.4), (0.9, 0.1)]):
         callback.on_epoch_end(epoch, {MONITOR: value, LOSS: loss})
     assert saved == [0, 2]
+
+
+def test_a_loss_that_is_no_number_ends_the_training():
+    RequireFinite().on_epoch_end(0, {"loss": 1.5})
+    with pytest.raises(TrainingError, match=r"the loss of epoch 3 is nan.*smaller --lr"):
+        RequireFinite().on_epoch_end(2, {"loss": float("nan")})

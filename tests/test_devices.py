@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import pytest
 import tensorflow as tf
 
@@ -17,7 +14,6 @@ def test_a_missing_gpu_is_said(device: str, capsys: pytest.CaptureFixture):
 def test_precision_that_was_asked_for():
     assert precision_policy("off") == "float32"
     assert precision_policy("on") == "mixed_bfloat16"
-    assert precision_policy("auto") in ("float32", "mixed_bfloat16")
 
 
 @pytest.mark.parametrize("has_amx", [True, False])
@@ -44,9 +40,8 @@ def test_single_strategy_is_tensorflows_default():
     assert make_strategy("single") is tf.distribute.get_strategy()
 
 
-def test_cpu_hides_all_gpus():
-    code = (
-        "from fmd_tf.devices import select_device; import tensorflow as tf; "
-        "select_device('cpu'); assert not tf.config.get_visible_devices('GPU')"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_cpu_hides_all_gpus(monkeypatch):
+    hidden = []
+    monkeypatch.setattr(tf.config, "set_visible_devices", lambda *of: hidden.append(of))
+    select_device("cpu")
+    assert hidden == [([], "GPU")]

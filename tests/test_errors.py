@@ -16,6 +16,16 @@ def test_a_users_error_is_a_message(error: Exception, capsys: pytest.CaptureFixt
     assert capsys.readouterr().err == "error: expected more\n"
 
 
+@pytest.mark.parametrize(("said", "expected"), [((), "stopped"), (("goes on",), "goes on")])
+def test_ctrl_c_is_a_message(said: tuple, expected: str, capsys: pytest.CaptureFixture[str]):
+    @command_line
+    def main(argv):
+        raise KeyboardInterrupt(*said)
+
+    assert main([]) == 130
+    assert capsys.readouterr().err == f"{expected}\n"
+
+
 def test_a_bug_is_not_hidden():
     @command_line
     def main(argv):

@@ -62,9 +62,9 @@ def test_a_label_that_every_run_contradicts_is_suspect(tmp_path: Path, data_dir:
         assert picture.width > 100
     with (folder / "mistakes.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [(row["xmin"], row["verdict"], row["confidence"]) for row in rows] == [
-        ("0", "label", "0.950"),
-        ("20", "label", "0.950"),
+    assert [(row["xmin"], row["verdict"], row["kind"], row["confidence"]) for row in rows] == [
+        ("0", "", "label", "0.950"),
+        ("20", "", "label", "0.950"),
     ]
 
 
@@ -85,22 +85,29 @@ def test_a_persons_verdict_goes_first(tmp_path: Path, data_dir: Path):
     assert summary["mistakes"] == {"hand": 1, "tiny": 1}
 
 
-def test_verdicts_are_not_written_over(tmp_path: Path, data_dir: Path, capsys):
+def test_verdicts_stay_where_they_were_filled_in(tmp_path: Path, data_dir: Path, capsys):
     _run(tmp_path / "one", 0.97)
     table = tmp_path / "out" / "metrics" / "mistakes.csv"
     assert _call(tmp_path, data_dir)[0] == 0
-    assert _call(tmp_path, data_dir)[0] == 0  # What it has written itself it writes again.
-    said = table.read_text().replace("0,0,20,20,label,", "0,0,20,20,hand,")
+    said = table.read_text().replace("0,0,20,20,,label,", "0,0,20,20,hand,label,")
     # As a spreadsheet saves it.
     table.write_text(said, encoding="utf-8-sig")
-    assert _call(tmp_path, data_dir)[0] == 2
-    assert "has other verdicts, which would be lost" in capsys.readouterr().err
-    code, folder = _call(tmp_path, data_dir, "--verdicts", str(table))
-    assert code == 0
-    assert json.loads((folder / "label_noise.json").read_text())["mistakes"]["hand"] == 1
     # Nothing is written before all is read.
-    assert _call(tmp_path, tmp_path / "none", "--verdicts", str(table))[0] == 2
-    assert ",hand," in table.read_text()
+    assert _call(tmp_path, tmp_path / "none")[0] == 2
+    assert table.read_text(encoding="utf-8-sig") == said
+    assert _call(tmp_path, data_dir, "--confidence", "0.8")[0] == 0
+    summary = json.loads((table.parent / "label_noise.json").read_text())
+    assert summary["mistakes"] == {"hand": 1, "label": 1}
+    # A model that is right there does not take the verdict away.
+    predictions = tmp_path / "one" / "metrics" / "predictions.csv"
+    right = predictions.read_text().replace("0.970000,0.030000", "0.030000,0.970000")
+    predictions.write_text(right)
+    assert _call(tmp_path, data_dir)[0] == 0
+    assert "a.png,0,0,20,20,hand,hand,without_mask,without_mask,0.970" in table.read_text()
+    assert json.loads((table.parent / "label_noise.json").read_text())["mistakes"] == {"label": 1}
+    table.write_text(table.read_text().replace("a.png,0,0,20,20", "b.png,0,0,20,20"))
+    assert _call(tmp_path, data_dir)[0] == 2
+    assert "has verdicts on faces that the predictions are not of" in capsys.readouterr().err
 
 
 def test_names_with_commas_and_dollars_come_back(tmp_path: Path, data_dir: Path):
@@ -149,6 +156,3 @@ def test_unusable_verdicts_are_named(tmp_path: Path, data_dir: Path, capsys):
     (tmp_path / "v.csv").write_text("photo,verdict\na.png,hand\n")
     assert _call(tmp_path, data_dir, "--verdicts", str(tmp_path / "v.csv"))[0] == 2
     assert "v.csv: expected a CSV with the columns photo, xmin" in capsys.readouterr().err
-    (tmp_path / "v.csv").write_text("photo,xmin,ymin,xmax,ymax,verdict\na.png,0,0,20,20\n")
-    assert _call(tmp_path, data_dir, "--verdicts", str(tmp_path / "v.csv"))[0] == 2
-    assert "no verdict on a.png" in capsys.readouterr().err

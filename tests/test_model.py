@@ -19,7 +19,9 @@ from fmd_tf.model import (
     load_model,
     logits_model,
     save_model,
+    write_archive,
 )
+from tests.serving import tiny_model
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
 
@@ -168,6 +170,11 @@ def test_files_that_are_no_models(tmp_path: Path):
         archive.writestr("fmd_tf.json", json.dumps({"class_names": ["a", "b"], "image_size": 32}))
     with pytest.raises(ModelError, match="is not a classifier of fmd_tf"):
         load_model(tmp_path / "zip.keras")
+    write_archive(
+        tiny_model(), "classifier", {"class_names": ["a"], "new": 1}, tmp_path / "n.keras"
+    )
+    with pytest.raises(ModelError, match="or not of this version"):
+        load_model(tmp_path / "n.keras")
     keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).save(tmp_path / "other.keras")
     with pytest.raises(ModelError, match="is not a classifier of fmd_tf"):
         load_model(tmp_path / "other.keras")

@@ -42,6 +42,26 @@ def test_of_two_runs_one_gets_the_lock(tmp_path: Path):
         pass
 
 
+@pytest.mark.parametrize("name", ["model.keras", "model.py"])
+def test_a_model_that_is_no_export_is_not_replaced(name: str, tmp_path: Path):
+    (tmp_path / name).touch()
+    with (
+        pytest.raises(PublishError, match=f"holds {name}, which is of no export"),
+        publishing(tmp_path, overwrite=True),
+    ):
+        pass
+
+
+def test_a_file_is_no_folder_to_replace(tmp_path: Path):
+    (tmp_path / "model.onnx").write_text("mine")
+    with (
+        pytest.raises(PublishError, match=r"model\.onnx is a file, expected a folder"),
+        publishing(tmp_path / "model.onnx", overwrite=True),
+    ):
+        pass
+    assert (tmp_path / "model.onnx").read_text() == "mine"
+
+
 def test_only_an_export_is_replaced(tmp_path: Path):
     target = tmp_path / "keep"
     with publishing(target, overwrite=True) as partial:

@@ -2,6 +2,7 @@ import base64
 import gzip
 import http.client
 import json
+import re
 import shutil
 import signal
 import socket
@@ -230,6 +231,22 @@ def test_metrics_count_requests(server: Running) -> None:
     assert "# TYPE fmd_tf_request_seconds histogram" in page
     (line,) = [x for x in page.splitlines() if 'requests_total{kind="predict",status="200"}' in x]
     assert float(line.split()[-1]) >= 1
+
+
+def test_metrics_count_errors_where_they_belong(base_dir: Path) -> None:
+    versions = ModelVersions(base_dir, "face_mask")
+    versions.sync()
+    with running({"face_mask": versions}) as server:
+        for method, path in (
+            ("GET", "/v1/models/nope"),
+            ("GET", "/v1/models/nope/metadata"),
+            ("POST", "/v1/models/nope:predict"),
+            ("GET", "/v1/bogus"),
+        ):
+            assert request(server, method, path)[0] in (400, 404)
+        _, page = request(server, "GET", "/monitoring/prometheus/metrics")
+    found = re.findall(r'requests_total\{kind="(\w+)",status="40[04]"\} 1\.0', page)
+    assert sorted(found) == ["metadata", "other", "predict", "status"]
 
 
 class Slow(ModelVersions):

@@ -135,6 +135,14 @@ def test_a_photo_with_a_face_left_out_is_no_background(voc_dir, tmp_path):
     assert figures["photos"] == 1
 
 
+def test_a_part_without_a_whole_photo_is_said_before_training(voc_dir, tmp_path, capsys):
+    for index in range(3):
+        faces = [("with_mask", (2, 3, 12, 13)), ("someone", (20, 3, 30, 13))]
+        add_photo(voc_dir, f"two{index}", faces=faces)
+    assert train_detector.main([*_arguments(voc_dir, tmp_path), "--skip-invalid"]) == 2
+    assert "--skip-invalid leaves no photo with all its faces" in capsys.readouterr().err
+
+
 def test_a_threshold_that_nothing_reaches_is_not_claimed(trained, sample_dir, capsys):
     arguments = [*_arguments(sample_dir, trained), "--precision", "0.9999"]
     assert train_detector.main(arguments) == 0
