@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +139,7 @@ def evaluate(
 
 
 def _require_classes(model: Path, card: ModelCard, class_names: Sequence[str]) -> None:
-    """Refuse a classifier whose first class is not the first of the data."""
+    """Refuse a classifier whose classes are not those of the data in their order."""
     if card.class_names != tuple(class_names):
         raise ModelError(
             f"{model} tells apart {', '.join(card.class_names)}, in this order, not "
@@ -221,8 +221,6 @@ def find_all(
     detector: Contender,
     annotations: Sequence[Annotation],
     class_names: Sequence[str],
-    labeller: Labeller | None = None,
-    lowest: float = LOWEST_SCORE,
 ) -> list[PhotoFaces]:
     """Run a detector over annotated photos.
 
@@ -230,8 +228,6 @@ def find_all(
         detector: The detector.
         annotations: The photos and what is in them.
         class_names: Names of the classes.
-        labeller: Gives found faces a class; None leaves them without.
-        lowest: Faces with a lower score are dropped before they are labelled.
 
     Returns:
         A record a photo, in their order.
@@ -239,9 +235,7 @@ def find_all(
     index = {name: number for number, name in enumerate(class_names)}
     records = []
     for annotation in annotations:
-        photo = decode_photo(tf.io.read_file(str(annotation.photo))).numpy()
-        boxes, scores = detector.find(photo, annotation.photo)
-        boxes, scores = boxes[scores >= lowest], scores[scores >= lowest]
+        boxes, scores = detector.find(_pixels(annotation), annotation.photo)
         records.append(
             PhotoFaces(
                 photo=annotation.photo.name,
@@ -249,10 +243,13 @@ def find_all(
                 scores=scores,
                 true_boxes=np.array([face.box for face in annotation.faces]).reshape(-1, 4),
                 labels=np.array([index[face.label] for face in annotation.faces], np.int64),
-                found_labels=labeller(photo, boxes) if labeller else None,
             )
         )
     return records
+
+
+def _pixels(annotation: Annotation) -> np.ndarray:
+    return decode_photo(tf.io.read_file(str(annotation.photo))).numpy()
 
 
 def report(
@@ -289,7 +286,10 @@ def report(
             "detection": summarize(faces, class_names, RECALL_OVERLAP, groups),
         }
         if labeller:
-            labelled = find_all(detector, annotations, class_names, labeller, detector.threshold)
+            labelled = [
+                replace(photo, found_labels=labeller(_pixels(annotation), photo.boxes))
+                for photo, annotation in zip(faces, annotations, strict=True)
+            ]
             figures[name]["end_to_end"] = summarize(
                 labelled, class_names, END_TO_END_OVERLAP, groups
             )

@@ -151,8 +151,7 @@ def read_folder(
     problems = [problem for reader in readers for problem in reader.problems]
     annotations, doubles = _without_doubles([r.annotation for r in readers if r.annotation])
     problems += doubles
-    problems += _photos_without_annotation(data_dir, readers)
-    problems += _passed_over(data_dir)
+    problems += _passed_over(data_dir, readers)
     if problems and not skip_invalid:
         raise AnnotationError(problems, _hint(readers, class_names))
     if not annotations:
@@ -193,36 +192,39 @@ def _without_doubles(
     return list(first.values()), problems
 
 
-def _photos_without_annotation(data_dir: Path, readers: Sequence[_Reader]) -> list[Problem]:
-    """Report photos that no file speaks of: their faces would be lost unnoticed."""
+def _passed_over(data_dir: Path, readers: Sequence[_Reader]) -> list[Problem]:
+    """Report what would be left out unnoticed, with the faces on it."""
     named = {reader.photo.name for reader in readers if reader.photo}
     unread = {reader.xml.stem for reader in readers if not reader.photo}
-    return [
-        Problem(path, None, "photo without an annotation; expected an .xml file that names it")
-        for path in sorted((data_dir / "images").iterdir())
-        if path.suffix.lower() in PHOTO_SUFFIXES
-        and path.name not in named
-        and path.stem not in unread
-    ]
+    problems = []
+    for folder in (data_dir / "images", data_dir / "annotations"):
+        for path in sorted(folder.iterdir()):
+            message = _why_passed_over(path, named, unread)
+            if message:
+                problems.append(Problem(path, None, message))
+    return problems
 
 
-def _passed_over(data_dir: Path) -> list[Problem]:
-    """Report what would be left out unnoticed: folders in the two, and photos of other kinds."""
-    message = "not looked into; expected all photos and .xml files in images/ and annotations/"
-    folders = [
-        Problem(folder, None, message)
-        for name in ("images", "annotations")
-        for folder in sorted((data_dir / name).iterdir())
-        if folder.is_dir()
-        and not folder.name.startswith(".")
-        and any(path.suffix.lower() in (*PHOTO_SUFFIXES, ".xml") for path in folder.rglob("*"))
-    ]
-    message = f"expected a photo of {', '.join(PHOTO_SUFFIXES)}; store it as PNG or JPEG"
-    return folders + [
-        Problem(path, None, message)
-        for path in sorted((data_dir / "images").iterdir())
-        if path.suffix.lower() in OTHER_SUFFIXES
-    ]
+def _why_passed_over(path: Path, named: set[str], unread: set[str]) -> str | None:
+    """Say why a file or folder is not looked at; None where it is, or holds nothing.
+
+    Args:
+        path: In images/ or annotations/.
+        named: Photos that an annotation names.
+        unread: Annotations that name none, without their ending.
+    """
+    suffix, is_photo = path.suffix.lower(), path.parent.name == "images"
+    if path.is_dir():
+        wanted = (*PHOTO_SUFFIXES, ".xml")
+        if not path.name.startswith(".") and any(
+            each.suffix.lower() in wanted for each in path.rglob("*")
+        ):
+            return "not looked into; expected all photos and .xml files in images/ and annotations/"
+    elif is_photo and suffix in OTHER_SUFFIXES:
+        return f"expected a photo of {', '.join(PHOTO_SUFFIXES)}; store it as PNG or JPEG"
+    elif is_photo and suffix in PHOTO_SUFFIXES and not (path.name in named or path.stem in unread):
+        return "photo without an annotation; expected an .xml file that names it"
+    return None
 
 
 def _hint(readers: Sequence[_Reader], class_names: Sequence[str]) -> str:
