@@ -20,7 +20,7 @@ from typing import Any
 
 import keras
 
-from fmd_tf.errors import UserError
+from fmd_tf.errors import UserError, differences
 from fmd_tf.publish import replacing, write_text
 
 MONITOR = "val_macro_f1"
@@ -138,14 +138,9 @@ class RunFolder:
         shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
 
     def _require_same(self, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-        differing = [
-            f"{name} {found.get(name)} (now {wanted.get(name)})"
-            for name in sorted({*found, *wanted})
-            if found.get(name) != wanted.get(name)
-        ]
-        if differing:
+        if differing := differences(found, wanted):
             raise CheckpointError(
-                f"{self.path} holds a run with {', '.join(differing)}; choose another "
+                f"{self.path} holds a run with {differing}; choose another "
                 "--checkpoint-dir, or discard that run with --overwrite"
             )
 

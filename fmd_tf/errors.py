@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from typing import Any
 
 
 class UserError(ValueError):
     """Input that cannot be used; the message says what was expected, what came and what to do."""
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Say for a message which settings are others now; "" where they are the same."""
+    names = sorted({*before, *now})
+    return ", ".join(
+        f"{name} {before.get(name)} (now {now.get(name)})"
+        for name in names
+        if before.get(name) != now.get(name)
+    )
 
 
 def command_line(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:

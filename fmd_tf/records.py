@@ -44,7 +44,7 @@ import numpy as np
 
 from fmd_tf import UNCERTAIN
 from fmd_tf.client import Prediction
-from fmd_tf.errors import UserError
+from fmd_tf.errors import UserError, differences
 from fmd_tf.publish import locked, replacing
 
 SCHEMA = "fmd_tf.predictions"
@@ -293,17 +293,14 @@ class JsonOutput:
                     file.write(line)
 
     def _require_same(self, found: Mapping[str, Any]) -> None:
-        before, now = found.get("settings", {}), self._head["settings"]
-        differing = [
-            f"{name} {before.get(name)} (now {now.get(name)})"
-            for name in sorted({*before, *now})
-            if before.get(name) != now.get(name)
-        ]
-        if found.get("schema_version") != SCHEMA_VERSION:
-            differing.append(f"schema_version {found.get('schema_version')}")
+        version = {"schema_version": found.get("schema_version")}
+        differing = differences(
+            {**found.get("settings", {}), **version},
+            {**self._head["settings"], "schema_version": SCHEMA_VERSION},
+        )
         if differing:
             raise OutputError(
-                f"--output: {self.partial} is of an unfinished run with {', '.join(differing)}; "
+                f"--output: {self.partial} is of an unfinished run with {differing}; "
                 "finish that run, delete the file, or choose another --output"
             )
 
