@@ -28,11 +28,11 @@ def _named_logits() -> keras.Model:
 
 def test_the_loss_is_that_of_softened_answers():
     loss = distillation_loss(np.array([[2.0, 0.0]]), np.array([[0.0, 0.0]]))
-    # Softened by 2, the student says one half of both: -log(1/2) = 0.6931, times 2 squared.
-    assert float(loss) == pytest.approx(2.7726, abs=1e-4)
-    own = distillation_loss(np.array([[2.0, 0.0]]), np.array([[2.0, 0.0]]))
-    # The entropy of (0.7311, 0.2689) is 0.5822, and no answer is better than the teacher's.
-    assert float(own) == pytest.approx(4 * 0.5822, abs=1e-3)
+    # Softened by 2, the teacher says (0.7311, 0.2689), whose entropy is 0.5822, and the student one
+    # half of both: log(2) - 0.5822 = 0.1109, times 2 squared.
+    assert float(loss) == pytest.approx(0.4438, abs=1e-4)
+    # No answer is better than the teacher's.
+    assert float(distillation_loss(np.array([[2.0, 0.0]]), np.array([[2.0, 0.0]]))) == 0.0
 
 
 def test_the_student_learns_the_teachers_answers():
