@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from fmd_tf.config import IMAGENET, NO_WEIGHTS, RunConfigT, parse_config
+from fmd_tf.config import IMAGENET, NO_WEIGHTS, RunConfig, RunConfigT, parse_config
+from fmd_tf.download import find_data
 from fmd_tf.model import ModelError
+from fmd_tf.sample_data import SAMPLE_DIR, write_sample
+
+
+def find_folder(config: RunConfig) -> Path:
+    """Return the VOC folder to train on: drawn, named, or found.
+
+    Raises:
+        DataNotFoundError: There is none, see `download.find_data`.
+    """
+    return write_sample(SAMPLE_DIR) if config.sample else find_data(config.data_dir)
 
 
 def weights_at_hand(weights: str, sample: bool, build: Callable[[str], Any]) -> str:

@@ -15,12 +15,11 @@ import tensorflow as tf
 from matplotlib.figure import Figure
 
 from fmd_tf.metrics import Predictions
-from fmd_tf.model import view_size
+from fmd_tf.model import HEAD_LAYERS, view_size
 from fmd_tf.plots import plot_grid
 from fmd_tf.row_file import Rows
 
 _SHOWN = 3
-_HEAD = ("pool", "head_dropout_1", "head_dense", "head_dropout_2", "logits")
 
 
 def grad_cam(model: keras.Model, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
@@ -45,7 +44,7 @@ def grad_cam(model: keras.Model, images: np.ndarray, classes: np.ndarray) -> np.
     with tf.GradientTape() as tape:
         tape.watch(maps)
         x = maps
-        for name in _HEAD:
+        for name in ("pool", *HEAD_LAYERS):
             x = model.get_layer(name)(x, **({"training": False} if "dropout" in name else {}))
         chosen = tf.gather(x, classes, batch_dims=1)
     weights = tf.reduce_mean(tape.gradient(chosen, maps), axis=(1, 2), keepdims=True)

@@ -23,6 +23,8 @@ from fmd_tf import MIN_IMAGE_SIZE, MIN_MULTI_VIEW_SIZE
 from fmd_tf.errors import UserError
 from fmd_tf.publish import replacing
 
+HEAD_LAYERS = ("head_dropout_1", "head_dense", "head_dropout_2", "logits")
+"""Names of what follows the pooled features, in order, up to the logits."""
 CardT = TypeVar("CardT")
 
 _CARD_MEMBER = "fmd_tf.json"
@@ -289,7 +291,7 @@ def head_model(model: keras.Model) -> keras.Model:
     """Return the head on pooled features [batch, depth] up to the logits, sharing its layers."""
     features = keras.Input(model.get_layer("pool").output.shape[1:])
     x = features
-    for name in ("head_dropout_1", "head_dense", "head_dropout_2", "logits"):
+    for name in HEAD_LAYERS:
         x = model.get_layer(name)(x)
     return keras.Model(features, x, name="head")
 

@@ -19,11 +19,10 @@ import numpy as np
 
 from fmd_tf.calibration import fit_temperature, rarity_offsets, rescale_logits
 from fmd_tf.checkpoints import BEST_MODEL, EXPORTED, LOCK, RunFolder, require_space
-from fmd_tf.command import run_training, weights_at_hand
+from fmd_tf.command import find_folder, run_training, weights_at_hand
 from fmd_tf.config import NO_WEIGHTS, ConfigError, TrainConfig
 from fmd_tf.devices import make_strategy, precision_policy, select_device
 from fmd_tf.distill import Teacher, load_teacher
-from fmd_tf.download import find_data
 from fmd_tf.errors import command_line
 from fmd_tf.evaluate import predict_probabilities, write_problems, write_report
 from fmd_tf.export import export_saved_model
@@ -43,7 +42,6 @@ from fmd_tf.phases import Recipe, Teaching, train_model
 from fmd_tf.plots import plot_history, save_figure
 from fmd_tf.provenance import provenance
 from fmd_tf.publish import locked, require_writable, write_text
-from fmd_tf.sample_data import SAMPLE_DIR, write_sample
 from fmd_tf.splits import Split, choose_split, make_folds, save_split, split_digest
 from fmd_tf.voc import Folder
 
@@ -138,9 +136,11 @@ def _make_splits(config: TrainConfig, crops: Crops) -> dict[str, Split]:
 
 
 def _cut(config: TrainConfig, image_size: int) -> tuple[Crops, Folder]:
-    data_dir = write_sample(SAMPLE_DIR) if config.sample else find_data(config.data_dir)
     photos, folder = load_photos(
-        data_dir, config.class_names, config.skip_invalid, group_distance=config.group_distance
+        find_folder(config),
+        config.class_names,
+        config.skip_invalid,
+        group_distance=config.group_distance,
     )
     return load_crops(photos, image_size, config.padding, config.square), folder
 

@@ -23,7 +23,7 @@ from fmd_tf.checkpoints import (
     TrainingState,
     require_space,
 )
-from fmd_tf.command import run_training, weights_at_hand
+from fmd_tf.command import find_folder, run_training, weights_at_hand
 from fmd_tf.config import NO_WEIGHTS, DetectorConfig
 from fmd_tf.detector import (
     DetectorCard,
@@ -36,7 +36,6 @@ from fmd_tf.detector import (
 from fmd_tf.detector_metrics import average_precision, choose_threshold
 from fmd_tf.detector_pipeline import train_views, views_per_epoch
 from fmd_tf.devices import select_device
-from fmd_tf.download import find_data
 from fmd_tf.errors import command_line
 from fmd_tf.evaluate_detector import (
     Contender,
@@ -50,7 +49,6 @@ from fmd_tf.evaluate_detector import (
 from fmd_tf.input_pipeline import steps_per_epoch
 from fmd_tf.model import freeze_batch_norm
 from fmd_tf.publish import locked, require_writable, write_text
-from fmd_tf.sample_data import SAMPLE_DIR, write_sample
 from fmd_tf.splits import Split, SplitError, choose_split, group_photos, save_split, split_digest
 from fmd_tf.voc import Annotation, Folder, read_folder
 
@@ -92,7 +90,7 @@ def _train_and_evaluate(config: DetectorConfig) -> dict:
     weights = weights_at_hand(config.weights, config.sample, build_detector)
     config = replace(config, weights=weights)
     peer = load_peer(config.peer)
-    folder = _read_data(config)
+    folder = read_folder(find_folder(config), config.class_names, config.skip_invalid)
     groups = group_photos(folder.annotations, config.group_distance)
     split = _choose_split(config, folder, groups)
     parts = {name: _select(folder, getattr(split, name)) for name in ("train", "val", "test")}
@@ -119,11 +117,6 @@ def _train_and_evaluate(config: DetectorConfig) -> dict:
     )
     print(f"Best detector: {run.best_model}\n{format_report(figures)}")
     return figures
-
-
-def _read_data(config: DetectorConfig) -> Folder:
-    data_dir = write_sample(SAMPLE_DIR) if config.sample else find_data(config.data_dir)
-    return read_folder(data_dir, config.class_names, config.skip_invalid)
 
 
 def _choose_split(config: DetectorConfig, folder: Folder, groups: Mapping[str, int]) -> Split:
