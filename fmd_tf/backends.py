@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -104,6 +105,38 @@ def _batches(boxes: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
         yield boxes[start : start + batch_size]
 
 
+FaceClassifier = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def face_classifier(model: keras.Model, card: ModelCard, padding: float) -> FaceClassifier:
+    """Join cropping and classifier to one graph.
+
+    Args:
+        model: The classifier.
+        card: Its card.
+        padding: See `input_pipeline.crop_faces`; 0 where a photo is a crop already.
+
+    Returns:
+        The function from a photo, uint8 [height, width, 3], and boxes, [num_faces, 4] pixels, to
+        probabilities, float32 [num_faces, num_classes].
+    """
+    folded = fold_batch_norm(model)
+
+    def graph(pixels: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
+        crops = crop_faces(pixels, boxes, card.image_size, padding, card.square)
+        return folded(tf.cast(crops, tf.float32), training=False)
+
+    frozen = freeze(graph, tf.TensorSpec([None, None, 3], tf.uint8), tf.TensorSpec([None, 4]))
+
+    def classify(pixels: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+        if not len(boxes):
+            return np.zeros((0, len(card.class_names)), np.float32)
+        (rows,) = frozen(tf.constant(pixels), tf.constant(boxes, tf.float32))
+        return rows.numpy()
+
+    return classify
+
+
 class _KerasFile:
     """A `.keras` file: cropping and classifier in one graph."""
 
@@ -116,29 +149,19 @@ class _KerasFile:
 
     # Made when they are first called: a run needs one of them, and each takes a second or two.
     @cached_property
-    def _faces(self) -> Callable[..., list[tf.Tensor]]:
-        return self._graph(self._card.padding)
+    def _faces(self) -> FaceClassifier:
+        return face_classifier(self._model, self._card, self._card.padding)
 
     @cached_property
-    def _crop(self) -> Callable[..., list[tf.Tensor]]:
+    def _crop(self) -> FaceClassifier:
         """Classify as the signature `serving_default`: the whole image without padding."""
-        return self._graph(0.0)
-
-    def _graph(self, padding: float) -> Callable[..., list[tf.Tensor]]:
-        card, model = self._card, fold_batch_norm(self._model)
-
-        def classify(pixels: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
-            crops = crop_faces(pixels, boxes, card.image_size, padding, card.square)
-            return model(tf.cast(crops, tf.float32), training=False)
-
-        pixels = tf.TensorSpec([None, None, 3], tf.uint8)
-        return freeze(classify, pixels, tf.TensorSpec([None, 4]))
+        return face_classifier(self._model, self._card, 0.0)
 
     def _classify(
-        self, call: Callable[..., list[tf.Tensor]], pixels: np.ndarray, boxes: np.ndarray
+        self, classify: FaceClassifier, pixels: np.ndarray, boxes: np.ndarray
     ) -> list[Prediction]:
-        (rows,) = call(tf.constant(pixels), tf.constant(boxes, tf.float32))
-        return [_prediction(self._card.class_names, row) for row in rows.numpy()]
+        rows = classify(pixels, boxes)
+        return [_prediction(self._card.class_names, row) for row in rows]
 
     def classify_faces(self, photo: Photo, boxes: np.ndarray) -> list[Prediction]:
         _require_pixels(boxes, self._card, self._card.padding)

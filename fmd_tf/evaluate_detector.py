@@ -22,6 +22,7 @@ import tensorflow as tf
 
 from fmd_tf import CLASS_NAMES
 from fmd_tf.arguments import at_least
+from fmd_tf.backends import face_classifier
 from fmd_tf.detect import (
     FaceDetector,
     Faces,
@@ -31,7 +32,7 @@ from fmd_tf.detect import (
 from fmd_tf.detector import DetectorCard, load_detector
 from fmd_tf.detector_metrics import RECALL_OVERLAP, PhotoFaces, average_precision, summarize
 from fmd_tf.errors import command_line
-from fmd_tf.input_pipeline import crop_faces, decode_photo
+from fmd_tf.input_pipeline import decode_photo
 from fmd_tf.model import ModelCard, ModelError, load_model
 from fmd_tf.publish import require_writable, write_text
 from fmd_tf.splits import (
@@ -200,21 +201,8 @@ def load_peer(name: str) -> dict[str, Contender]:
 
 def classifier_labeller(model: keras.Model, card: ModelCard) -> Labeller:
     """Return the function from a photo and boxes to int [num_faces], the classes."""
-
-    @tf.function(
-        input_signature=[
-            tf.TensorSpec([None, None, 3], tf.uint8),
-            tf.TensorSpec([None, 4], tf.float32),
-        ]
-    )
-    def label(photo: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
-        crops = crop_faces(photo, boxes, card.image_size, card.padding, card.square)
-        return tf.argmax(model(tf.cast(crops, tf.float32), training=False), axis=1)
-
-    def label_photo(photo: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-        return label(photo, boxes).numpy() if len(boxes) else np.zeros(0, np.int64)
-
-    return label_photo
+    classify = face_classifier(model, card, card.padding)
+    return lambda photo, boxes: classify(photo, boxes).argmax(axis=1)
 
 
 def find_all(
