@@ -58,7 +58,7 @@ def test_the_table_shows_ratio_and_added_time() -> None:
 
 def test_no_model_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serving", "--model-dir", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith(f"error: no version in {tmp_path}")
+    assert capsys.readouterr().err.startswith(f"error: no SavedModel in {tmp_path}")
     assert main(["serving", "--model-dir", str(tmp_path), "--image", str(tmp_path / "x")]) == 2
 
 
