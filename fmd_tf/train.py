@@ -10,7 +10,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -57,6 +57,23 @@ _RESULTS = (
 """What a training or a scoring leaves, and would be wrong beside the figures of another one."""
 
 
+@dataclass(frozen=True)
+class _Training:
+    """One training of a run.
+
+    Attributes:
+        fold: Its name among others; "" for the only one.
+        split: Its photos.
+        run: Its folder.
+        teacher: The teacher that was asked for: of folds each its own, which saw no test face.
+    """
+
+    fold: str
+    split: Split
+    run: RunFolder
+    teacher: Path | None
+
+
 @command_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the process' exit code."""
@@ -95,13 +112,15 @@ def _train_and_evaluate(config: TrainConfig) -> dict:
         self_distill=config.self_distill and config.distill is None,
     )
     crops, folder = _load_data(config)
-    splits = _make_splits(config, crops)
+    trainings = _plan(config, crops)
     crops = crops.at_least(config.min_face_size)
-    runs = _open_runs(config, crops, splits)
+    _open(config, crops, trainings)
     # Only now: a run that is refused must leave the results of the one before as they are.
-    _begin_results(config, crops, folder, splits)
-    train_all = _cross_validate if config.folds else _train_once
-    report, seconds = train_all(config, crops, splits, runs)
+    _begin_results(config, crops, folder, trainings)
+    if config.folds:
+        report, seconds = _cross_validate(config, crops, trainings)
+    else:
+        report, seconds = _train_once(config, crops, trainings[0])
     _write_config(config, folder, seconds)
     print(f"Results: {config.results_dir / 'metrics'}")
     print(format_summary(report, config.class_names))
@@ -125,14 +144,23 @@ def _load_data(config: TrainConfig) -> tuple[Crops, Folder]:
     return crops, folder
 
 
-def _make_splits(config: TrainConfig, crops: Crops) -> dict[str, Split]:
-    """Return the split of each training, by the name of the fold: "" for the only one."""
+def _plan(config: TrainConfig, crops: Crops) -> list[_Training]:
+    """Return the training that was asked for, or one a fold."""
     groups, labels = crops.group_of_photo, _labels_by_photo(crops)
-    if config.folds:
-        folds = make_folds(labels, groups, config.folds, config.val_fraction, config.seed)
-        return {f"fold-{index}": split for index, split in enumerate(folds)}
-    fractions = (config.val_fraction, config.test_fraction)
-    return {"": choose_split(labels, groups, fractions, config.seed, config.split_file)}
+    if not config.folds:
+        fractions = (config.val_fraction, config.test_fraction)
+        split = choose_split(labels, groups, fractions, config.seed, config.split_file)
+        return [_Training("", split, RunFolder(config.checkpoint_dir), config.distill)]
+    splits = make_folds(labels, groups, config.folds, config.val_fraction, config.seed)
+    return [
+        _Training(
+            fold := f"fold-{index}",
+            split,
+            RunFolder(config.checkpoint_dir / fold),
+            config.distill and config.distill / fold / BEST_MODEL,
+        )
+        for index, split in enumerate(splits)
+    ]
 
 
 def _cut(config: TrainConfig, image_size: int) -> tuple[Crops, Folder]:
@@ -170,44 +198,36 @@ def _labels_by_photo(crops: Crops) -> dict[str, list[int]]:
     return labels
 
 
-def _open_runs(
-    config: TrainConfig, crops: Crops, splits: Mapping[str, Split]
-) -> dict[str, RunFolder]:
+def _open(config: TrainConfig, crops: Crops, trainings: Sequence[_Training]) -> None:
     """Claim the folders of all trainings before the first of them begins, or go on with them."""
-    runs = {name: RunFolder(config.checkpoint_dir / name) for name in splits}
-    for name, split in splits.items():
-        _require_faces(config, crops, split)
-        if teacher := _teacher_of(name, config):
-            _require_teacher(config, teacher, split, runs[name])
-    for name, split in splits.items():
-        identity = _identity(config, _teacher_of(name, config), crops, split)
-        runs[name].open(identity, config.overwrite)
+    for training in trainings:
+        _require_faces(config, crops, training.split)
+        _require_teacher(config, training)
+    faces = _digest(crops)
+    for training in trainings:
+        identity = _identity(config, training, faces)
+        training.run.open(identity, config.overwrite)
         if config.self_distill:
-            runs[name].teacher.open({**identity, "self_distill": False}, config.overwrite)
-    return runs
+            training.run.teacher.open({**identity, "self_distill": False}, config.overwrite)
 
 
-def _teacher_of(fold: str, config: TrainConfig) -> Path | None:
-    """Return the teacher that was asked for: of folds each its own, which saw no test face."""
-    if config.distill is None or not fold:
-        return config.distill
-    return config.distill / fold / BEST_MODEL
-
-
-def _require_teacher(config: TrainConfig, teacher: Path, split: Split, run: RunFolder) -> None:
+def _require_teacher(config: TrainConfig, training: _Training) -> None:
     """Fail before anything is discarded where a teacher may not teach."""
+    teacher = training.teacher
+    if teacher is None:
+        return
     if config.folds and not teacher.is_file():
         raise ConfigError(f"--distill: no {teacher}; expected a training with --folds")
-    if teacher.resolve() == run.best_model.resolve():
+    if teacher.resolve() == training.run.best_model.resolve():
         raise ConfigError(
             f"--distill: {teacher} would be written over by its student; "
             "choose another --checkpoint-dir"
         )
-    _load_teacher(teacher, config, split)
+    _load_teacher(teacher, config, training.split)
 
 
 def _begin_results(
-    config: TrainConfig, crops: Crops, folder: Folder, splits: Mapping[str, Split]
+    config: TrainConfig, crops: Crops, folder: Folder, trainings: Sequence[_Training]
 ) -> None:
     """Write what is known before a training, and remove the figures of the one before."""
     results = config.results_dir / "metrics"
@@ -216,20 +236,16 @@ def _begin_results(
         if path.resolve() != users:
             path.unlink()
     write_problems(folder, config.results_dir)
-    for fold, split in splits.items():
-        name = f"split-{fold}.json" if fold else "split.json"
-        save_split(split, crops.group_of_photo, results / name)
+    for training in trainings:
+        name = f"split-{training.fold}.json" if training.fold else "split.json"
+        save_split(training.split, crops.group_of_photo, results / name)
 
 
 def _train(
-    config: TrainConfig,
-    crops: Crops,
-    split: Split,
-    run: RunFolder,
-    teacher: Path | None,
-    cut: Callable[[int], Crops],
+    config: TrainConfig, crops: Crops, training: _Training, cut: Callable[[int], Crops]
 ) -> None:
     """Train one model, its own teacher before it, or go on with them, up to its best checkpoint."""
+    split, run, teacher = training.split, training.run, training.teacher
     for name, photos in asdict(split).items():
         labels = crops.select(photos).labels
         counts = np.bincount(labels, minlength=len(config.class_names))
@@ -378,19 +394,24 @@ def _recipe(config: TrainConfig, num_faces: int) -> Recipe:
     )
 
 
-def _identity(config: TrainConfig, teacher: Path | None, crops: Crops, split: Split) -> dict:
-    """Return what must stay the same for a run to go on: settings, faces and split."""
-    settings = asdict(config)
-    for name in ("checkpoint_dir", "results_dir", "export_dir", "overwrite", "device"):
-        del settings[name]
+def _digest(crops: Crops) -> hashlib._Hash:
     digest = hashlib.sha256()
     for start in range(0, len(crops), _CHUNK):
         digest.update(crops.images[start : start + _CHUNK].tobytes())
     digest.update(crops.labels.tobytes())
-    digest.update(json.dumps(asdict(split)).encode())
-    if teacher:
-        digest.update(teacher.read_bytes())
-    return {**settings, "distill": teacher, "data": digest.hexdigest()[:16]}
+    return digest
+
+
+def _identity(config: TrainConfig, training: _Training, faces: hashlib._Hash) -> dict:
+    """Return what must stay the same for a run to go on: settings, faces and split."""
+    settings = asdict(config)
+    for name in ("checkpoint_dir", "results_dir", "export_dir", "overwrite", "device"):
+        del settings[name]
+    digest = faces.copy()
+    digest.update(json.dumps(asdict(training.split)).encode())
+    if training.teacher:
+        digest.update(training.teacher.read_bytes())
+    return {**settings, "distill": training.teacher, "data": digest.hexdigest()[:16]}
 
 
 def _predict(config: TrainConfig, model: keras.Model, crops: Crops) -> Predictions:
@@ -442,15 +463,10 @@ def _export_once(model: keras.Model, card: ModelCard, export_dir: Path, run: Run
     print(f"Best model: {run.best_model}\nSavedModel: {version}")
 
 
-def _train_once(
-    config: TrainConfig,
-    crops: Crops,
-    splits: Mapping[str, Split],
-    runs: Mapping[str, RunFolder],
-) -> tuple[dict, float]:
+def _train_once(config: TrainConfig, crops: Crops, training: _Training) -> tuple[dict, float]:
     """Train, score and export one model; return its report, and seconds trained."""
-    (split,), (run,) = splits.values(), runs.values()
-    _train(config, crops, split, run, config.distill, _cutter(config, crops))
+    split, run = training.split, training.run
+    _train(config, crops, training, _cutter(config, crops))
     model, card = load_model(run.best_model)
     report = _evaluate(config, crops, split, model)
     _write_history(config, card, run)
@@ -462,22 +478,20 @@ def _train_once(
 
 
 def _cross_validate(
-    config: TrainConfig,
-    crops: Crops,
-    splits: Mapping[str, Split],
-    runs: Mapping[str, RunFolder],
+    config: TrainConfig, crops: Crops, trainings: Sequence[_Training]
 ) -> tuple[dict, float]:
     """Train a model a fold; report on pooled predictions of unseen faces, and seconds trained."""
     probabilities = np.zeros((len(crops), len(config.class_names)), np.float32)
     cut = _cutter(config, crops)
     seconds = 0.0
-    for index, (name, split) in enumerate(splits.items()):
-        print(f"Fold {index + 1} of {len(splits)}", flush=True)
-        _train(config, crops, split, runs[name], _teacher_of(name, config), cut)
-        tested = np.isin(crops.photos, split.test)
-        model = load_model(runs[name].best_model)[0]
-        probabilities[tested] = _predict(config, model, crops.select(split.test)).probabilities
-        seconds += _seconds(config, runs[name])
+    for index, training in enumerate(trainings):
+        print(f"Fold {index + 1} of {len(trainings)}", flush=True)
+        _train(config, crops, training, cut)
+        test = training.split.test
+        model = load_model(training.run.best_model)[0]
+        faces = crops.select(test)
+        probabilities[np.isin(crops.photos, test)] = _predict(config, model, faces).probabilities
+        seconds += _seconds(config, training.run)
         keras.backend.clear_session()
     report = write_report(
         config.results_dir,
