@@ -82,7 +82,7 @@ def train_and_evaluate(config: DetectorConfig) -> dict:
     """
     select_device(config.device)
     require_writable(config.checkpoint_dir, config.results_dir)
-    with locked(config.checkpoint_dir / LOCK):
+    with locked(config.checkpoint_dir / LOCK), locked(config.results_dir / LOCK):
         return _train_and_evaluate(config)
 
 

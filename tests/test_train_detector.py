@@ -6,6 +6,7 @@ import pytest
 from fmd_tf import CLASS_NAMES, checkpoints, evaluate_detector, train_detector
 from fmd_tf.detector import DetectorCard, build_detector, load_detector, save_detector
 from fmd_tf.model import ModelCard, build_model, save_model
+from fmd_tf.publish import locked
 from fmd_tf.voc import read_folder
 from tests.conftest import add_photo
 
@@ -133,6 +134,14 @@ def test_a_photo_with_a_face_left_out_is_no_background(voc_dir, tmp_path):
         skip_invalid=True,
     )
     assert figures["photos"] == 1
+
+
+@pytest.mark.parametrize("folder", ["checkpoints", "results"])
+def test_two_runs_do_not_share_a_folder(folder: str, sample_dir, tmp_path, capsys):
+    (tmp_path / folder).mkdir()
+    with locked(tmp_path / folder / ".lock"):
+        assert train_detector.main(_arguments(sample_dir, tmp_path)) == 2
+    assert "another run writes to" in capsys.readouterr().err
 
 
 def test_a_part_without_a_whole_photo_is_said_before_training(voc_dir, tmp_path, capsys):
