@@ -13,6 +13,8 @@ from fmd_tf.errors import UserError
 from fmd_tf.splits import HASH_BITS, MAX_DISTANCE
 
 IMAGENET, NO_WEIGHTS = "imagenet", "none"
+MIN_VAL_FRACTION, MAX_VAL_FRACTION, VAL_FACES = 0.05, 0.15, 150
+"""A classifier learns more from a face than its validation does, from some 150 faces on."""
 RunConfigT = TypeVar("RunConfigT", bound="RunConfig")
 
 
@@ -39,7 +41,9 @@ class RunConfig:
     sample: bool = _setting(False, "train on the drawn sample data, made under data/sample")
     class_names: tuple[str, ...] = _setting(CLASS_NAMES, "names of the classes, in order")
     skip_invalid: bool = _setting(False, "leave out invalid annotations instead of stopping")
-    val_fraction: float = _setting(0.15, "part of the faces for validation")
+    val_fraction: float | None = _setting(
+        None, "part of the faces for validation; default: that of 150 faces, but 5 to 15 %"
+    )
     test_fraction: float = _setting(0.15, "part of the faces for the test; 0 for none")
     split_file: Path | None = _setting(None, "use the split of this file (a run's split.json)")
     group_distance: int = _setting(
@@ -60,16 +64,17 @@ class RunConfig:
         self._require("seed", 0 <= self.seed < 2**31, "0 to 2147483647")
         self._require("group_distance", 0 <= self.group_distance <= HASH_BITS, f"0 to {HASH_BITS}")
         self._require("test_fraction", 0 <= self.test_fraction < 1, "at least 0 and less than 1")
-        self._require("val_fraction", 0 < self.val_fraction < 1, "more than 0 and less than 1")
+        val_fraction = MAX_VAL_FRACTION if self.val_fraction is None else self.val_fraction
+        self._require("val_fraction", 0 < val_fraction < 1, "more than 0 and less than 1")
         names = self.class_names
         if len(names) < 2 or len(set(names)) != len(names) or "" in names:
             self._require("class_names", False, "at least two different names")
         if UNCERTAIN in names:
             self._require("class_names", False, f"no {UNCERTAIN!r}, as unsure answers are called")
-        if self.val_fraction + self.test_fraction >= 1:
+        if val_fraction + self.test_fraction >= 1:
             raise ConfigError(
                 "--val-fraction and --test-fraction: expected a sum of less than 1, got "
-                f"{self.val_fraction} + {self.test_fraction}"
+                f"{val_fraction} + {self.test_fraction}"
             )
         if self.sample and self.data_dir:
             raise ConfigError("--sample draws its own data; leave out --data-dir")
@@ -158,7 +163,7 @@ class TrainConfig(RunConfig):
             self._require(name, 0 <= getattr(self, name) <= 1, "0 to 1")
         self._require("folds", self.folds == 0 or self.folds >= 2, "0 or at least 2")
         most = 1 - 1 / self.folds if self.folds else 1
-        self._require("val_fraction", self.val_fraction < most, f"less than {most:g}")
+        self._require("val_fraction", (self.val_fraction or 0) < most, f"less than {most:g}")
         if self.folds and self.split_file:
             raise ConfigError("--folds makes its own splits; leave out --split-file")
 
@@ -171,6 +176,8 @@ class DetectorConfig(RunConfig):
         ConfigError: See `RunConfig`.
     """
 
+    # Photos are fewer than faces, and set the threshold too.
+    val_fraction: float = _setting(0.15, "part of the faces for validation")
     weights: str = _setting(IMAGENET, "imagenet, none, or a .weights.h5 file of MobileNetV2")
     image_size: int = _setting(640, "pixels that the longer side of a photo is scaled to")
     view_size: int = _setting(320, "side of the training views in pixels, a multiple of 32")

@@ -7,7 +7,7 @@ teacher is patient and consistent", arXiv:2106.05237).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def load_teacher(
     class_names: Sequence[str],
     padding: float,
     square: bool,
-    split_digest: str,
+    split: Mapping[str, str],
     mixed_precision: str = "auto",
 ) -> Teacher:
     """Load a classifier that may teach: it answers the same question and has seen no test face.
@@ -65,7 +65,8 @@ def load_teacher(
         class_names: The student's classes.
         padding: How the student's crops are cut.
         square: Likewise.
-        split_digest: Digest of the student's split, which must be the teacher's.
+        split: Digests of the student's split, which must be the teacher's in all parts: of one
+            that has learnt from validation faces, these would not say how well the student learns.
         mixed_precision: See `devices.precision_policy`.
 
     Raises:
@@ -80,11 +81,11 @@ def load_teacher(
     for name, (wanted, found) in expected.items():
         if wanted != found:
             raise ModelError(f"--distill: expected a teacher with {name} {wanted}, got {found}")
-    if card.training.get("split") != split_digest:
+    if card.training.get("split") != split:
         raise ModelError(
             f"--distill: {path} was trained on another split, so it may have learnt from the test "
-            "faces; give its --data-dir, and its results/metrics/split.json with --split-file, or "
-            "its --folds and --seed"
+            "or validation faces; give its --data-dir, and its results/metrics/split.json with "
+            "--split-file, or its --folds and --seed"
         )
     if "temperature" not in card.training:
         raise ModelError(

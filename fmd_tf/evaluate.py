@@ -28,7 +28,7 @@ from fmd_tf.metrics import Predictions, color_contrasts, compute_metrics, format
 from fmd_tf.model import ModelCard, load_model
 from fmd_tf.publish import replacing, require_writable, write_text
 from fmd_tf.row_file import Rows
-from fmd_tf.splits import MAX_DISTANCE, SplitError, load_split, require_same_split
+from fmd_tf.splits import MAX_DISTANCE, SplitError, load_split, require_same_part
 from fmd_tf.voc import Folder
 
 _BOX = ("xmin", "ymin", "xmax", "ymax")
@@ -174,7 +174,9 @@ def select_part(crops: Crops, card: ModelCard, split_file: Path | None, split: s
     parts = load_split(split_file, crops.group_of_photo)
     if split == "all":
         return crops
-    require_same_split(parts, card.training, f"{split_file} is not the split of the model")
+    require_same_part(
+        parts, split, card.training, f"the part {split} of {split_file} is not that of the model"
+    )
     part = crops.select(getattr(parts, split))
     if not len(part):
         raise SplitError(f"{split_file} has no faces in its part {split}")

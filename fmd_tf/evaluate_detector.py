@@ -40,7 +40,7 @@ from fmd_tf.splits import (
     SplitError,
     group_photos,
     load_split,
-    require_same_split,
+    require_same_part,
 )
 from fmd_tf.voc import Annotation, read_folder
 
@@ -163,10 +163,11 @@ def _part(
     split: str,
     trainings: Mapping[Path, Mapping[str, Any]],
 ) -> list[Annotation]:
-    """Return the photos of one part of a split, which must be that of the trainings."""
+    """Return the photos of one part of a split, which must be the same in the trainings."""
     parts = load_split(split_file, groups)
     for path, training in trainings.items():
-        require_same_split(parts, training, f"{split_file} is not the split of {path}")
+        problem = f"the part {split} of {split_file} is not that of {path}"
+        require_same_part(parts, split, training, problem)
     names = set(getattr(parts, split))
     return [each for each in annotations if each.photo.name in names]
 

@@ -123,6 +123,9 @@ def make_split(
 ) -> Split:
     """Split photos into train, validation and test, group by group, classes in proportion.
 
+    The test part is dealt first, so models with other validation fractions are scored on the
+    same photos.
+
     Args:
         labels_by_photo: Labels of each photo's faces.
         groups: Group of each photo.
@@ -136,9 +139,12 @@ def make_split(
     Raises:
         SplitError: There are fewer groups with faces than parts.
     """
-    fractions = [1 - val_fraction - test_fraction, val_fraction, test_fraction]
-    parts = _deal(labels_by_photo, groups, fractions, seed)
-    return Split(train=parts[0], val=parts[1], test=parts[2])
+    rest_parts = 2 if val_fraction else 1
+    rest, test = _deal(
+        labels_by_photo, groups, [1 - test_fraction, test_fraction], seed, rest_parts
+    )
+    train, val = _deal_rest(labels_by_photo, groups, rest, val_fraction / (1 - test_fraction), seed)
+    return Split(train, val, test)
 
 
 def choose_split(
@@ -196,13 +202,25 @@ def make_folds(
         SplitError: There are too few groups.
     """
     tests = _deal(labels_by_photo, groups, [1 / num_folds] * num_folds, seed)
-    rest_fraction = val_fraction * num_folds / (num_folds - 1)
+    val_of_rest = val_fraction * num_folds / (num_folds - 1)
     folds = []
     for test in tests:
-        rest = {name: labels_by_photo[name] for name in labels_by_photo.keys() - set(test)}
-        train, val = _deal(rest, groups, [1 - rest_fraction, rest_fraction], seed)
-        folds.append(Split(train=train, val=val, test=test))
+        rest = labels_by_photo.keys() - set(test)
+        train, val = _deal_rest(labels_by_photo, groups, rest, val_of_rest, seed)
+        folds.append(Split(train, val, test))
     return tuple(folds)
+
+
+def _deal_rest(
+    labels_by_photo: Mapping[str, Sequence[int]],
+    groups: Mapping[str, int],
+    rest: Collection[str],
+    val_of_rest: float,
+    seed: int,
+) -> list[tuple[str, ...]]:
+    """Deal what is no test part to training and validation."""
+    labels = {photo: labels_by_photo[photo] for photo in rest}
+    return _deal(labels, groups, [1 - val_of_rest, val_of_rest], seed)
 
 
 def _deal(
@@ -210,15 +228,27 @@ def _deal(
     groups: Mapping[str, int],
     fractions: Sequence[float],
     seed: int,
+    first_parts: int = 1,
 ) -> list[tuple[str, ...]]:
-    """Deal whole groups to parts; of many random deals take the most balanced one."""
+    """Deal whole groups to parts; of many random deals take the most balanced one.
+
+    Args:
+        labels_by_photo: See `make_split`.
+        groups: See `make_split`.
+        fractions: Part of the faces for each part; 0 for none.
+        seed: See `make_split`.
+        first_parts: Number of parts that the first one is going to be dealt to.
+
+    Returns:
+        The photos of each part.
+    """
     photos = sorted(labels_by_photo)
     _, rows = np.unique([groups[photo] for photo in photos], return_inverse=True)
     num_classes = 1 + max((max(each, default=0) for each in labels_by_photo.values()), default=0)
     counts = np.zeros((rows.max(initial=-1) + 1, num_classes))
     for row, photo in zip(rows, photos, strict=True):
         counts[row] += np.bincount(np.array(labels_by_photo[photo], int), minlength=num_classes)
-    num_parts = sum(fraction > 0 for fraction in fractions)
+    num_parts = sum(fraction > 0 for fraction in fractions) + first_parts - 1
     num_groups = np.count_nonzero(counts.sum(axis=1))
     if num_groups < num_parts:
         raise SplitError(
@@ -227,7 +257,8 @@ def _deal(
             "camera, are one group): add photos of other scenes, ask for fewer parts with "
             "--test-fraction 0, or join copies only with --group-distance 5"
         )
-    part_of = _best_deal(counts, np.array(fractions), np.random.default_rng(seed))
+    generator = np.random.default_rng(seed)
+    part_of = _best_deal(counts, np.array(fractions), generator, first_parts)
     return [
         tuple(photo for photo, row in zip(photos, rows, strict=True) if part_of[row] == part)
         for part in range(len(fractions))
@@ -235,7 +266,7 @@ def _deal(
 
 
 def _best_deal(
-    counts: np.ndarray, fractions: np.ndarray, generator: np.random.Generator
+    counts: np.ndarray, fractions: np.ndarray, generator: np.random.Generator, first_parts: int
 ) -> np.ndarray:
     """Return the part of each group, from the deal whose worst class share is best."""
     best, best_error = np.zeros(len(counts), int), np.inf
@@ -253,35 +284,41 @@ def _best_deal(
         parts = np.searchsorted(borders, middles)
         got = np.stack([counts[order][parts == part].sum(axis=0) for part in range(len(used))])
         error = np.abs(got[:, present] / target[:, present] - 1).max()
-        if not got.sum(axis=1).all():
+        first = counts[order][parts == 0].any(axis=1)
+        if not got.sum(axis=1).all() or first.sum() < first_parts:
             error = np.inf
         if error < best_error:
             best_error = error
             best[order] = used[parts]
-    if np.isinf(best_error):  # A few groups of very different sizes: one each, then the rest.
-        order = np.argsort(counts.sum(axis=1), kind="stable")
-        best[order] = used[np.minimum(np.arange(len(counts)), len(used) - 1)[::-1]]
+    if np.isinf(best_error):  # A few groups of very different sizes: one each, the first the rest.
+        faces = counts.sum(axis=1)
+        order = np.argsort(np.where(faces > 0, faces, np.inf), kind="stable")
+        best[order] = used[np.maximum(len(used) - 1 - np.arange(len(counts)), 0)]
     return best
 
 
-def split_digest(split: Split) -> str:
-    """Return 16 hexadecimal digits that two splits of the same photos into the same parts share."""
-    parts = {name: sorted(photos) for name, photos in asdict(split).items()}
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+def split_digests(split: Split) -> dict[str, str]:
+    """Return for each part 16 hexadecimal digits, the same for the same photos in any order."""
+    return {
+        name: hashlib.sha256(json.dumps(sorted(photos)).encode()).hexdigest()[:16]
+        for name, photos in asdict(split).items()
+    }
 
 
-def require_same_split(split: Split, training: Mapping[str, Any], problem: str) -> None:
+def require_same_part(split: Split, part: str, training: Mapping[str, Any], problem: str) -> None:
     """Refuse figures of a part that a model may have learnt from.
 
     Args:
         split: The split that is about to be used.
+        part: The part that is about to be scored: "train", "val" or "test".
         training: What the model's card says of its training.
         problem: Beginning of the message.
 
     Raises:
-        SplitError: The card names another split; that of one without a name is not known.
+        SplitError: The card's part is another one; that of a card without parts is not known.
     """
-    if training.get("split", split_digest(split)) != split_digest(split):
+    digests = split_digests(split)
+    if training.get("split", digests)[part] != digests[part]:
         raise SplitError(
             f"{problem}, so it may have learnt from these photos; give the split.json that its "
             "training wrote to results/metrics"

@@ -20,7 +20,14 @@ import numpy as np
 from fmd_tf.calibration import fit_temperature, rarity_offsets, rescale_logits
 from fmd_tf.checkpoints import BEST_MODEL, EXPORTED, LOCK, RunFolder, require_space
 from fmd_tf.command import find_folder, run_training, weights_at_hand
-from fmd_tf.config import NO_WEIGHTS, ConfigError, TrainConfig
+from fmd_tf.config import (
+    MAX_VAL_FRACTION,
+    MIN_VAL_FRACTION,
+    NO_WEIGHTS,
+    VAL_FACES,
+    ConfigError,
+    TrainConfig,
+)
 from fmd_tf.devices import make_strategy, precision_policy, select_device
 from fmd_tf.distill import Teacher, load_teacher
 from fmd_tf.errors import command_line
@@ -42,7 +49,7 @@ from fmd_tf.phases import Recipe, Teaching, train_model
 from fmd_tf.plots import plot_history, save_figure
 from fmd_tf.provenance import provenance
 from fmd_tf.publish import locked, require_writable, write_text
-from fmd_tf.splits import Split, choose_split, make_folds, save_split, split_digest
+from fmd_tf.splits import Split, choose_split, make_folds, save_split, split_digests
 from fmd_tf.voc import Folder
 
 _FEWEST_STEPS = 8
@@ -147,11 +154,12 @@ def _load_data(config: TrainConfig) -> tuple[Crops, Folder]:
 def _plan(config: TrainConfig, crops: Crops) -> list[_Training]:
     """Return the training that was asked for, or one a fold."""
     groups, labels = crops.group_of_photo, _labels_by_photo(crops)
+    val_fraction = _val_fraction(config, len(crops))
     if not config.folds:
-        fractions = (config.val_fraction, config.test_fraction)
+        fractions = (val_fraction, config.test_fraction)
         split = choose_split(labels, groups, fractions, config.seed, config.split_file)
         return [_Training("", split, RunFolder(config.checkpoint_dir), config.distill)]
-    splits = make_folds(labels, groups, config.folds, config.val_fraction, config.seed)
+    splits = make_folds(labels, groups, config.folds, val_fraction, config.seed)
     return [
         _Training(
             fold := f"fold-{index}",
@@ -161,6 +169,13 @@ def _plan(config: TrainConfig, crops: Crops) -> list[_Training]:
         )
         for index, split in enumerate(splits)
     ]
+
+
+def _val_fraction(config: TrainConfig, num_faces: int) -> float:
+    """Return the part that was asked for, or that of so many faces as are enough."""
+    if config.val_fraction is not None:
+        return config.val_fraction
+    return min(max(VAL_FACES / num_faces, MIN_VAL_FRACTION), MAX_VAL_FRACTION)
 
 
 def _cut(config: TrainConfig, image_size: int) -> tuple[Crops, Folder]:
@@ -308,7 +323,7 @@ def _load_teacher(path: Path, config: TrainConfig, split: Split) -> Teacher:
         config.class_names,
         config.padding,
         config.square,
-        split_digest(split),
+        split_digests(split),
         config.mixed_precision,
     )
 
@@ -363,7 +378,7 @@ def _saver(
                 "phase": phase,
                 "epoch": epoch,
                 "seed": config.seed,
-                "split": split_digest(split),
+                "split": split_digests(split),
                 **figures,
             },
         )

@@ -49,7 +49,7 @@ from fmd_tf.evaluate_detector import (
 from fmd_tf.input_pipeline import steps_per_epoch
 from fmd_tf.model import freeze_batch_norm
 from fmd_tf.publish import locked, require_writable, write_text
-from fmd_tf.splits import Split, SplitError, choose_split, group_photos, save_split, split_digest
+from fmd_tf.splits import Split, SplitError, choose_split, group_photos, save_split, split_digests
 from fmd_tf.voc import Annotation, Folder, read_folder
 
 BEST_DETECTOR = "best_detector.keras"
@@ -251,7 +251,7 @@ def _save(
     config: DetectorConfig, model: keras.Model, split: Split, epoch: int, logs: Mapping[str, float]
 ) -> None:
     figures = {name: float(value) for name, value in logs.items()}
-    training = {"epoch": epoch, "seed": config.seed, "split": split_digest(split), **figures}
+    training = {"epoch": epoch, "seed": config.seed, "split": split_digests(split), **figures}
     card = DetectorCard(config.image_size, training=training)
     save_detector(model, card, config.checkpoint_dir / BEST_DETECTOR)
 

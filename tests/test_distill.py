@@ -15,7 +15,9 @@ from fmd_tf.model import ModelCard, ModelError, build_model, load_model, logits_
 from tests.serving import faces, tiny_model
 
 pytestmark = pytest.mark.usefixtures("shallow_backbone")
-CARD = ModelCard(CLASS_NAMES, 32, padding=0.1, training={"split": "abc", "temperature": 1.0})
+CARD = ModelCard(
+    CLASS_NAMES, 32, padding=0.1, training={"split": {"test": "abc"}, "temperature": 1.0}
+)
 
 
 def _named_logits() -> keras.Model:
@@ -79,7 +81,7 @@ def test_what_was_added_for_rare_classes_is_not_taught(tmp_path: Path):
     training = {**CARD.training, "logit_offsets": offsets}
     card = replace(CARD, image_size=42, multi_view=True, training=training)
     save_model(model, card, path)
-    teacher = load_teacher(path, CLASS_NAMES, CARD.padding, CARD.square, "abc")
+    teacher = load_teacher(path, CLASS_NAMES, CARD.padding, CARD.square, CARD.training["split"])
     np.testing.assert_allclose(teacher.logits(images), expected, atol=1e-5)
 
 
@@ -89,7 +91,7 @@ def test_what_was_added_for_rare_classes_is_not_taught(tmp_path: Path):
         ({"class_names": ("a", "b", "c")}, "classes"),
         ({"padding": 0.3}, "padding 0.3, got 0.1"),
         ({"square": False}, "square False"),
-        ({"split_digest": "other"}, "another split"),
+        ({"split": {"test": "other"}}, "another split"),
         ({"path": Path("missing.keras")}, "missing.keras"),
     ],
 )
@@ -100,7 +102,7 @@ def test_who_may_not_teach_is_refused(changed: dict, message: str, tmp_path: Pat
         "class_names": CLASS_NAMES,
         "padding": 0.1,
         "square": True,
-        "split_digest": "abc",
+        "split": {"test": "abc"},
         **changed,
     }
     with pytest.raises(ModelError, match=message):
@@ -110,13 +112,15 @@ def test_who_may_not_teach_is_refused(changed: dict, message: str, tmp_path: Pat
 def test_a_teacher_without_its_split_is_refused(tmp_path: Path):
     save_model(tiny_model(), replace(CARD, training={}), tmp_path / "t.keras")
     with pytest.raises(ModelError, match="another split"):
-        load_teacher(tmp_path / "t.keras", CLASS_NAMES, 0.1, True, "abc")
+        load_teacher(tmp_path / "t.keras", CLASS_NAMES, 0.1, True, {"test": "abc"})
 
 
 def test_a_teacher_that_is_still_trained_is_refused(tmp_path: Path):
-    save_model(tiny_model(), replace(CARD, training={"split": "abc"}), tmp_path / "t.keras")
+    save_model(
+        tiny_model(), replace(CARD, training={"split": {"test": "abc"}}), tmp_path / "t.keras"
+    )
     with pytest.raises(ModelError, match="has not ended"):
-        load_teacher(tmp_path / "t.keras", CLASS_NAMES, 0.1, True, "abc")
+        load_teacher(tmp_path / "t.keras", CLASS_NAMES, 0.1, True, {"test": "abc"})
 
 
 def _train(sample_dir: Path, folder: Path, *more: str) -> int:

@@ -29,7 +29,7 @@ from fmd_tf.evaluate import write_report
 from fmd_tf.export import export_saved_model
 from fmd_tf.metrics import Predictions
 from fmd_tf.model import build_model, save_model
-from fmd_tf.splits import Split, group_photos, make_split, save_split, split_digest
+from fmd_tf.splits import Split, group_photos, make_split, save_split, split_digests
 from fmd_tf.voc import Annotation, read_folder
 from tests.serving import CARD, encode, faces, process
 from tests.test_video import write_video
@@ -128,7 +128,7 @@ def _write_models(folder: Path) -> None:
         CARD,
         padding=TrainConfig().padding,  # As that of the student which it teaches.
         model_name="mobilenet",
-        training={"split": split_digest(_write_splits(folder)), "temperature": 1.0},
+        training={"split": split_digests(_write_splits(folder)), "temperature": 1.0},
     )
     model = build_model("mobilenet", card.image_size, len(CLASS_NAMES), "none")
     detector, detector_card = build_detector("none"), DetectorCard(96)

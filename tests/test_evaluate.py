@@ -83,13 +83,13 @@ def test_a_part_of_another_split_than_the_models_is_refused(
     voc_dir: Path, model_file: Path, tmp_path: Path, capsys
 ):
     model, card = load_model(model_file)
-    training = {**card.training, "split": "that of another run"}
+    training = {**card.training, "split": {"train": "1", "val": "2", "test": "of another run"}}
     save_model(model, replace(card, training=training), tmp_path / "model.keras")
     (tmp_path / "split.json").write_text('{"train": [], "val": [], "test": ["good.png"]}')
     arguments = ["--model", str(tmp_path / "model.keras"), "--data-dir", str(voc_dir)]
     arguments += ["--results-dir", str(tmp_path), "--split-file", str(tmp_path / "split.json")]
     assert main(arguments) == 2
-    assert "is not the split of the model, so it may have learnt from" in capsys.readouterr().err
+    assert "is not that of the model, so it may have learnt from" in capsys.readouterr().err
     assert main([*arguments, "--split", "all"]) == 0
 
 

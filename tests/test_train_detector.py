@@ -107,7 +107,7 @@ def test_the_split_and_the_classifier_must_fit(trained, sample_dir, tmp_path, ca
     ]
     swapped = ["--split-file", str(tmp_path / "swapped.json")]
     assert evaluate_detector.main([*arguments, *swapped]) == 2
-    assert "is not the split of" in capsys.readouterr().err
+    assert "is not that of" in capsys.readouterr().err
     card = ModelCard(tuple(reversed(CLASS_NAMES)), 32)
     save_model(build_model("mobilenet", 32, 3, "none"), card, tmp_path / "model.keras")
     model = ["--model", str(tmp_path / "model.keras"), "--split", "all"]
