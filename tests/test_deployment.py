@@ -102,9 +102,30 @@ def test_models_config(models):
     (config,) = models.model_config_list.config
     assert (config.name, config.model_platform) == ("face_mask", "tensorflow")
     assert Path(config.base_path).is_absolute()
-    served = list(config.model_version_policy.specific.versions)
-    assert set(config.version_labels.values()) <= set(served)
-    assert "stable" in config.version_labels
+    # A training writes version 1, an export with a detector the next: users want the newest.
+    assert config.model_version_policy.latest.num_versions == 1
+
+
+def test_what_the_readme_puts_into_models_config(models):
+    """The lines of its section on rolling out, in place of the policy that is there."""
+    text = (FOLDER / "README.md").read_text()
+    lines = re.search(r"```\n( +model_version_policy .*?)```", text, re.DOTALL)
+    assert lines
+    changed = re.sub(
+        r" +model_version_policy \{.*?\n    \}\n",
+        lines.group(1),
+        (FOLDER / "models.config").read_text(),
+        flags=re.DOTALL,
+    )
+    config = text_format.Parse(changed, model_server_config_pb2.ModelServerConfig())
+    (config,) = config.model_config_list.config
+    policy = config.model_version_policy
+    assert list(policy.specific.versions) == [config.version_labels["stable"]] == [1]
+    canary = re.findall(r"`((?:specific|version_labels) \{.*?\})`", text)
+    policy.Clear()
+    text_format.Parse(canary[0], policy)
+    text_format.Parse(canary[1], config)
+    assert list(policy.specific.versions) == list(config.version_labels.values()) == [1, 2]
 
 
 def test_monitoring_config():
