@@ -28,7 +28,7 @@ from fmd_tf.metrics import Predictions, color_contrasts, compute_metrics, format
 from fmd_tf.model import ModelCard, load_model
 from fmd_tf.publish import replacing, require_writable, write_text
 from fmd_tf.row_file import Rows
-from fmd_tf.splits import MAX_DISTANCE, SplitError, load_split, require_same_part
+from fmd_tf.splits import ALL_PHOTOS_NOTE, MAX_DISTANCE, SplitError, load_split, require_same_part
 from fmd_tf.voc import Folder
 
 _BOX = ("xmin", "ymin", "xmax", "ymax")
@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     metrics, card = evaluate(**vars(arguments))
     print(f"Results: {arguments.results_dir / 'metrics'}")
     print(format_summary(metrics, card.class_names))
+    if arguments.split == "all":
+        print(ALL_PHOTOS_NOTE)
     return 0
 
 

@@ -36,6 +36,7 @@ from fmd_tf.input_pipeline import decode_photo
 from fmd_tf.model import ModelCard, ModelError, load_model
 from fmd_tf.publish import require_writable, write_text
 from fmd_tf.splits import (
+    ALL_PHOTOS_NOTE,
     MAX_DISTANCE,
     SplitError,
     group_photos,
@@ -136,6 +137,8 @@ def evaluate(
         json.dumps({"settings": settings, **figures}, indent=2, default=str),
     )
     print(format_report(figures))
+    if split == "all":
+        print(ALL_PHOTOS_NOTE)
     return figures
 
 

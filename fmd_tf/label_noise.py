@@ -31,7 +31,8 @@ from fmd_tf.input_pipeline import Crops, load_crops
 from fmd_tf.metrics import SIZE_EDGES, Face, Predictions, compute_metrics
 from fmd_tf.publish import require_writable, write_text
 
-LABEL, TINY, WRONG = "label", "tiny", "wrong"
+SUSPECT, LABEL, TINY, WRONG = "suspect", "label", "tiny", "wrong"
+"""Kinds of mistakes; that a label is wrong only a person can say."""
 _VERDICT_FIELDS = ("photo", "xmin", "ymin", "xmax", "ymax", "verdict")
 _PICTURE_SIZE = 112
 _MOST_SHOWN = 800  # A picture of twice as many would be too high for Matplotlib.
@@ -95,9 +96,10 @@ def find_label_noise(
             `mistakes.csv` that is there.
 
     Returns:
-        What `label_noise.json` holds: "num_suspects", "num_wrong_labels" (the suspects, where no
-        verdict says otherwise), "mistakes" by kind, and the figures "with_all" and
-        "without_wrong_labels" of the averaged predictions, as of `metrics.compute_metrics`.
+        What `label_noise.json` holds: "num_suspects", "num_wrong_labels" (by verdict),
+        "mistakes" by kind, and the figures "with_all" and "without_wrong_and_suspect_labels"
+        (suspects on which there is no verdict) of the averaged predictions, as of
+        `metrics.compute_metrics`.
 
     Raises:
         PredictionsError: A file is no such table, the tables are of different faces, or
@@ -112,7 +114,7 @@ def find_label_noise(
     said = _kept_verdicts(folder / "mistakes.csv", pooled)
     said |= _read_verdicts(verdicts) if verdicts else {}
     kinds = _kinds(pooled, suspects, said)
-    wrong_labels = np.array([kinds[i] == LABEL for i in range(len(kinds))])
+    doubted = np.array([kinds[i] in (LABEL, SUSPECT) for i in range(len(kinds))])
     wrong = np.flatnonzero(pooled.predicted != pooled.labels)
     photos, _ = load_photos(data_dir, class_names, skip_invalid=True)
     figure = _plot(pooled, wrong, kinds, load_crops(photos, _PICTURE_SIZE), class_names)
@@ -122,10 +124,10 @@ def find_label_noise(
         "predictions": [str(path) for path in predictions],
         "confidence": confidence,
         "num_suspects": int(suspects.sum()),
-        "num_wrong_labels": int(wrong_labels.sum()),
+        "num_wrong_labels": list(kinds.values()).count(LABEL),
         "mistakes": dict(Counter(kinds[i] for i in wrong.tolist()).most_common()),
         "with_all": compute_metrics(pooled, class_names),
-        "without_wrong_labels": compute_metrics(pooled.where(~wrong_labels), class_names),
+        "without_wrong_and_suspect_labels": compute_metrics(pooled.where(~doubted), class_names),
     }
     write_text(folder / "label_noise.json", json.dumps(summary, indent=2))
     return summary
@@ -162,7 +164,7 @@ def _kinds(
 ) -> dict[int, str]:
     """Return the kind of each face, were it a mistake; a person's verdict goes first."""
     tiny = pooled.short_sides < SIZE_EDGES[0]
-    kinds = np.select([suspects, tiny], [LABEL, TINY], WRONG).tolist()
+    kinds = np.select([suspects, tiny], [SUSPECT, TINY], WRONG).tolist()
     return {i: verdicts.get(face, kinds[i]) for i, face in enumerate(pooled.faces)}
 
 
@@ -248,9 +250,10 @@ def _format(summary: Mapping[str, Any]) -> str:
     kinds = ", ".join(f"{count} {kind}" for kind, count in summary["mistakes"].items())
     lines = [
         f"Mistakes: {kinds or 'none'}",
-        f"Suspect labels: {summary['num_suspects']}, wrong: {summary['num_wrong_labels']}",
+        f"Labels that every model contradicts: {summary['num_suspects']}; wrong ones by verdict: "
+        f"{summary['num_wrong_labels']}",
     ]
-    for key in ("with_all", "without_wrong_labels"):
+    for key in ("with_all", "without_wrong_and_suspect_labels"):
         part = summary[key]["all_faces"]
         figures = ""
         if part["num_faces"]:

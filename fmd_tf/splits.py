@@ -42,6 +42,11 @@ SERIES_SIZES = ((301, 400),)
 In the Kaggle data all 184 photos of this size are from one series of selfies of two people.
 """
 
+ALL_PHOTOS_NOTE = (
+    "All photos were scored: right where the model has seen none of them; of the photos of its "
+    "training, give --split-file results/metrics/split.json"
+)
+
 _NUM_CANDIDATES = 1000
 
 

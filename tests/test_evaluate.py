@@ -91,6 +91,7 @@ def test_a_part_of_another_split_than_the_models_is_refused(
     assert main(arguments) == 2
     assert "is not that of the model, so it may have learnt from" in capsys.readouterr().err
     assert main([*arguments, "--split", "all"]) == 0
+    assert "right where the model has seen none of them" in capsys.readouterr().out
 
 
 def test_what_is_left_out_is_listed(voc_dir: Path, model_file: Path, tmp_path: Path, capsys):

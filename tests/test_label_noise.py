@@ -55,16 +55,16 @@ def test_a_label_that_every_run_contradicts_is_suspect(tmp_path: Path, data_dir:
     summary = json.loads((folder / "label_noise.json").read_text())
     # The second mistake is as sure, 0.95 in both runs, and 6 pixels wide.
     assert summary["num_suspects"] == 2
-    assert summary["mistakes"] == {"label": 2}
+    assert summary["mistakes"] == {"suspect": 2}
     assert summary["with_all"]["all_faces"]["accuracy"] == 0.5
-    assert summary["without_wrong_labels"]["all_faces"]["accuracy"] == 1.0
+    assert summary["without_wrong_and_suspect_labels"]["all_faces"]["accuracy"] == 1.0
     with Image.open(folder / "mistakes_sorted.png") as picture:
         assert picture.width > 100
     with (folder / "mistakes.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["xmin"], row["verdict"], row["kind"], row["confidence"]) for row in rows] == [
-        ("0", "", "label", "0.950"),
-        ("20", "", "label", "0.950"),
+        ("0", "", "suspect", "0.950"),
+        ("20", "", "suspect", "0.950"),
     ]
 
 
@@ -73,7 +73,7 @@ def test_what_one_run_doubts_is_no_suspect(tmp_path: Path, data_dir: Path):
     _run(tmp_path / "two", 0.93)
     _, folder = _call(tmp_path, data_dir, "--confidence", "0.94")
     summary = json.loads((folder / "label_noise.json").read_text())
-    assert summary["mistakes"] == {"wrong": 1, "label": 1}
+    assert summary["mistakes"] == {"wrong": 1, "suspect": 1}
 
 
 def test_a_persons_verdict_goes_first(tmp_path: Path, data_dir: Path):
@@ -83,13 +83,20 @@ def test_a_persons_verdict_goes_first(tmp_path: Path, data_dir: Path):
     _, folder = _call(tmp_path, data_dir, "--confidence", "0.99", "--verdicts", str(verdicts))
     summary = json.loads((folder / "label_noise.json").read_text())
     assert summary["mistakes"] == {"hand": 1, "tiny": 1}
+    assert (summary["num_wrong_labels"], summary["with_all"]["all_faces"]["num_faces"]) == (0, 4)
+    assert summary["without_wrong_and_suspect_labels"]["all_faces"]["num_faces"] == 4
+    verdicts.write_text(verdicts.read_text().replace("hand", "label"))
+    _, folder = _call(tmp_path, data_dir, "--confidence", "0.99", "--verdicts", str(verdicts))
+    summary = json.loads((folder / "label_noise.json").read_text())
+    assert summary["num_wrong_labels"] == 1
+    assert summary["without_wrong_and_suspect_labels"]["all_faces"]["num_faces"] == 3
 
 
 def test_verdicts_stay_where_they_were_filled_in(tmp_path: Path, data_dir: Path, capsys):
     _run(tmp_path / "one", 0.97)
     table = tmp_path / "out" / "metrics" / "mistakes.csv"
     assert _call(tmp_path, data_dir)[0] == 0
-    said = table.read_text().replace("0,0,20,20,,label,", "0,0,20,20,hand,label,")
+    said = table.read_text().replace("0,0,20,20,,suspect,", "0,0,20,20,hand,suspect,")
     # As a spreadsheet saves it.
     table.write_text(said, encoding="utf-8-sig")
     # Nothing is written before all is read.
@@ -97,14 +104,14 @@ def test_verdicts_stay_where_they_were_filled_in(tmp_path: Path, data_dir: Path,
     assert table.read_text(encoding="utf-8-sig") == said
     assert _call(tmp_path, data_dir, "--confidence", "0.8")[0] == 0
     summary = json.loads((table.parent / "label_noise.json").read_text())
-    assert summary["mistakes"] == {"hand": 1, "label": 1}
+    assert summary["mistakes"] == {"hand": 1, "suspect": 1}
     # A model that is right there does not take the verdict away.
     predictions = tmp_path / "one" / "metrics" / "predictions.csv"
     right = predictions.read_text().replace("0.970000,0.030000", "0.030000,0.970000")
     predictions.write_text(right)
     assert _call(tmp_path, data_dir)[0] == 0
     assert "a.png,0,0,20,20,hand,hand,without_mask,without_mask,0.970" in table.read_text()
-    assert json.loads((table.parent / "label_noise.json").read_text())["mistakes"] == {"label": 1}
+    assert json.loads((table.parent / "label_noise.json").read_text())["mistakes"] == {"suspect": 1}
     table.write_text(table.read_text().replace("a.png,0,0,20,20", "b.png,0,0,20,20"))
     assert _call(tmp_path, data_dir)[0] == 2
     assert "has verdicts on faces that the predictions are not of" in capsys.readouterr().err
