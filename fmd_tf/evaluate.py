@@ -303,7 +303,7 @@ def read_predictions(path: Path) -> tuple[Predictions, tuple[str, ...]]:
         The predictions, with probabilities as rounded there, and the class names.
 
     Raises:
-        PredictionsError: It is no such table, or has no rows.
+        PredictionsError: There is none, it is no such table, or it has no rows.
         OSError: It cannot be read.
     """
     try:
@@ -318,6 +318,10 @@ def read_predictions(path: Path) -> tuple[Predictions, tuple[str, ...]]:
             photos=tuple(row["photo"] for row in rows),
             groups=np.array([row["group"] for row in rows], np.int64),
         )
+    except FileNotFoundError:
+        raise PredictionsError(
+            f"no {path}; expected what a training or python -m fmd_tf.evaluate wrote"
+        ) from None
     except (IndexError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise PredictionsError(
             f"{path}: expected a predictions.csv of fmd_tf with at least one face "

@@ -387,6 +387,8 @@ def read_archive(
     Raises:
         ModelError: There is no such file, or it holds something else.
     """
+    if path.is_dir():
+        raise ModelError(f"{path} is a folder, expected a {kind}: a .keras file of {command}")
     if not path.is_file():
         raise ModelError(f"no {kind} {path}; train one with {command}")
     try:

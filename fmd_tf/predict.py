@@ -35,7 +35,7 @@ from fmd_tf.draw import draw_faces, save_picture
 from fmd_tf.errors import UserError, command_line
 from fmd_tf.labelling import Labeller
 from fmd_tf.photos import PhotoError, find_photos, read_photo
-from fmd_tf.publish import version_folder
+from fmd_tf.publish import require_writable, version_folder
 from fmd_tf.records import JsonOutput, LabelledFace, OutputError, Record, Summary
 from fmd_tf.video import Tracker, VideoFile, VideoSource, label_video
 from fmd_tf.window import Window
@@ -172,6 +172,8 @@ def predict(
     """
     source = _open_source(image, folder, video, webcam, save_viz, detector)
     _refuse_overwriting(source, output, save_viz)
+    if save_viz:
+        require_writable(save_viz)
     window = Window() if visualize else None
     with closing(load_backend(model, batch_size)) as backend:
         label = Labeller(backend, detector, detector_model, confidence_threshold, face_threshold)

@@ -75,8 +75,9 @@ def locked(path: Path) -> Iterator[None]:
         path: The lock's file, which stays.
 
     Raises:
-        PublishError: Another run has it.
+        PublishError: Another run has it, or its folder cannot be written.
     """
+    require_writable(path.parent)
     lock = FileLock(path)
     try:
         lock.acquire(blocking=False)

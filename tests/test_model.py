@@ -162,6 +162,8 @@ def test_weights_of_another_kind(tmp_path: Path):
 def test_files_that_are_no_models(tmp_path: Path):
     with pytest.raises(ModelError, match="no classifier"):
         load_model(tmp_path / "none.keras")
+    with pytest.raises(ModelError, match=r"is a folder, expected a classifier: a \.keras file of"):
+        load_model(tmp_path)
     text = tmp_path / "text.keras"
     text.write_text("hello")
     with pytest.raises(ModelError, match="is not a classifier of fmd_tf"):

@@ -196,6 +196,11 @@ KINDS: dict[str, tuple[Spoil, list[str], str]] = {
         [*PHOTO, "--save-viz", "photo.png"],
         "--save-viz: photo.png is a file; expected a folder",
     ),
+    "pictures below a file": (
+        _nothing,
+        [*PHOTO, "--save-viz", "photo.png/deep"],
+        "photo.png/deep cannot be written",
+    ),
     "pictures among photos": (
         _one_of_two,
         ["--folder", "deep", "--save-viz", "deep"],

@@ -31,6 +31,15 @@ def test_a_file_in_the_way_of_a_folder_is_said(tmp_path: Path):
     assert (tmp_path / "new").is_dir()
 
 
+def test_a_lock_that_cannot_be_written_is_no_other_run(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(PublishError, match="file cannot be written"),
+        locked(tmp_path / "file" / ".lock"),
+    ):
+        pass
+
+
 def test_of_two_runs_one_gets_the_lock(tmp_path: Path):
     with (
         locked(tmp_path / ".lock"),
