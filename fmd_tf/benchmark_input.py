@@ -16,6 +16,7 @@ import tensorflow as tf
 from fmd_tf import CLASS_NAMES
 from fmd_tf.benchmark_infer import time_in_turns
 from fmd_tf.benchmark_serving import BenchmarkError
+from fmd_tf.errors import install_command
 from fmd_tf.face_mask_dataset import load_photos
 from fmd_tf.input_pipeline import (
     crop_windows,
@@ -124,7 +125,7 @@ def _opencv(annotations: Sequence[Annotation], image_size: int) -> Way:
         import cv2
     except ImportError as error:
         raise BenchmarkError(
-            f"the peer needs OpenCV ({error}); install it with pip install -e .[video]"
+            f"the peer needs OpenCV ({error}); install it with {install_command('video')}"
         ) from error
 
     def load() -> None:

@@ -88,7 +88,7 @@ class RunConfig:
 class TrainConfig(RunConfig):
     """Settings of `python -m fmd_tf.train`; every field is a flag of the same name.
 
-    `docs/training.md` has what was measured of the defaults and of each change that was tried.
+    `docs/results.md` has what was measured of the defaults and of each change that was tried.
 
     Raises:
         ConfigError: See `RunConfig`.

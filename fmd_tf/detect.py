@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from fmd_tf.detector import DetectorCard, find_faces, load_detector
-from fmd_tf.errors import UserError
+from fmd_tf.errors import UserError, install_command
 from fmd_tf.freezing import fold_batch_norm, freeze
 from fmd_tf.photos import PhotoError
 from fmd_tf.voc import AnnotationError, photo_name, read_boxes
@@ -117,7 +117,7 @@ def _load_mtcnn() -> FaceDetector:
     except ImportError as error:
         raise DetectorError(
             f"--detector mtcnn needs the package mtcnn ({error}); install it with "
-            "pip install -e .[mtcnn]"
+            f"{install_command('mtcnn')}"
         ) from error
     network = MTCNN()
 

@@ -13,6 +13,11 @@ class UserError(ValueError):
     """Input that cannot be used; the message says what was expected, what came and what to do."""
 
 
+def install_command(extra: str) -> str:
+    """Return the command that installs an extra of `pyproject.toml` where this Python finds it."""
+    return f'{sys.executable} -m pip install -e ".[{extra}]"'
+
+
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Say for a message which settings are others now; "" where they are the same."""
     names = sorted({*before, *now})

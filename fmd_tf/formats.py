@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 from sklearn.metrics import f1_score
 
-from fmd_tf.errors import UserError
+from fmd_tf.errors import UserError, install_command
 from fmd_tf.input_pipeline import Crops, eval_dataset
 from fmd_tf.model import ModelCard, weighted_layers
 from fmd_tf.model_card import write_cards
@@ -198,7 +198,7 @@ def require_packages(name: str) -> Format:
         except ImportError as error:
             raise FormatError(
                 f"--format {name} needs the package {package} ({error}); install it with "
-                f"pip install -e .[{form.extra}]"
+                f"{install_command(form.extra)}"
             ) from error
     return form
 

@@ -26,7 +26,7 @@ from scipy.optimize import linear_sum_assignment
 from fmd_tf import UNCERTAIN
 from fmd_tf.boxes import overlaps
 from fmd_tf.draw import draw_faces
-from fmd_tf.errors import UserError
+from fmd_tf.errors import UserError, install_command
 from fmd_tf.photos import Photo, PhotoError
 from fmd_tf.records import LabelledFace, Record
 
@@ -214,7 +214,7 @@ def _import_cv2() -> ModuleType:
         import cv2
     except ImportError as error:
         raise VideoError(
-            f"video needs OpenCV ({error}); install it with pip install -e .[video]"
+            f"video needs OpenCV ({error}); install it with {install_command('video')}"
         ) from error
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     return cv2

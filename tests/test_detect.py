@@ -82,7 +82,7 @@ def test_unknown_and_missing_detectors(tmp_path: Path):
 
 def test_mtcnn_names_its_extra(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(__import__("sys").modules, "mtcnn", None)
-    with pytest.raises(DetectorError, match=r"pip install -e \.\[mtcnn\]"):
+    with pytest.raises(DetectorError, match=r'-m pip install -e "\.\[mtcnn\]"'):
         load_face_detector("mtcnn")
 
 

@@ -334,7 +334,7 @@ def test_a_video_without_frames_and_a_camera_that_is_not_there(tmp_path: Path):
 
 def test_opencv_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(__import__("sys").modules, "cv2", None)
-    with pytest.raises(VideoError, match=r"pip install -e \.\[video\]"):
+    with pytest.raises(VideoError, match=r'-m pip install -e "\.\[video\]"'):
         VideoSource(tmp_path / "a.mp4")
 
 
