@@ -54,7 +54,8 @@ def _require_layout(data_dir: Path, name: str) -> Path:
     if missing:
         raise DataNotFoundError(
             f"{name}: expected a folder with images/ and annotations/, got {data_dir} without "
-            f"{' and '.join(each + '/' for each in missing)}"
+            f"{' and '.join(each + '/' for each in missing)} (rename CVAT's JPEGImages and "
+            "Annotations so)"
         )
     return data_dir
 
