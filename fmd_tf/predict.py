@@ -494,6 +494,11 @@ def format_record(record: Record) -> str:
     return "\n".join([head, *map(_format_face, record.faces)])
 
 
+def _by_label(counts: Mapping[str, int]) -> str:
+    labels = ", ".join(f"{number} {name}" for name, number in counts.items())
+    return f" ({labels})" if labels else ""
+
+
 def _count(number: int, unit: str) -> str:
     return f"{number} {unit}" if number == 1 else f"{number} {unit}s"
 
@@ -516,12 +521,14 @@ def format_summary(summary: Summary, num_new: int, seconds: float, unit: str = "
     """
     counts = summary.to_json()
     images, found = _count(counts["images"], unit), _count(counts["faces"], "face")
-    labels = ", ".join(f"{number} {name}" for name, number in counts["labels"].items())
     lines = [
-        f"{images}: {found}" + (f" ({labels})" if labels else ""),
+        f"{images}: {found}{_by_label(counts['labels'])}",
         f"{counts['without_faces']} without a face, {counts['unreadable']} not readable",
         *(f"  {error}" for error in summary.errors),
     ]
+    if "tracks" in counts:
+        followed = _count(sum(counts["tracks"].values()), "face")
+        lines.insert(1, f"{followed} followed over frames{_by_label(counts['tracks'])}")
     more = summary.unreadable - len(summary.errors)
     lines += [f"  and {more} more"] if more else []
     if num_new and seconds:

@@ -21,7 +21,8 @@ Schema, version 1; a field is never taken away or given another meaning without 
 A frame of a video is an image with "frame" (from 0) and "seconds" (since the beginning) added, and
 that of a camera also with "time", when it was taken, ISO 8601 in UTC. Its faces have "track", a
 number that a face keeps over the frames, and "seen", false where the tracker remembers a face that
-the detector missed or did not look for.
+the detector missed or did not look for. Its summary has "tracks" too: how many faces were followed,
+found in two frames at least, by the last label of each, as {"with_mask": 2}.
 
 While a run goes on, its records are lines of a partial file beside; a rerun with the same settings
 goes on after the last whole line.
@@ -177,6 +178,8 @@ class Summary:
         unreadable: How many of them had no answer.
         without_faces: How many were read and show no face.
         labels: Faces by label.
+        tracks: Of a video, the last label of each face that is followed, and how often it was
+            found; None for photos.
         errors: The first few of those without an answer, as text.
     """
 
@@ -184,6 +187,7 @@ class Summary:
     unreadable: int = 0
     without_faces: int = 0
     labels: Counter[str] = field(default_factory=Counter)
+    tracks: dict[int, tuple[str, int]] | None = None
     errors: list[str] = field(default_factory=list)
 
     def add(self, record: Mapping[str, Any]) -> None:
@@ -196,6 +200,16 @@ class Summary:
         elif not record["faces"]:
             self.without_faces += 1
         self.labels.update(face["label"] for face in record["faces"])
+        if "frame" in record:
+            self.tracks = self.tracks or {}
+            for face in record["faces"]:
+                found = self.tracks.get(face["track"], ("", 0))[1] + face["seen"]
+                self.tracks[face["track"]] = (face["label"], found)
+
+    @property
+    def followed(self) -> Counter[str]:
+        """Faces that were found in two frames at least, each once, by their last label."""
+        return Counter(label for label, found in (self.tracks or {}).values() if found > 1)
 
     def to_json(self) -> dict[str, Any]:
         """Return the summary as the schema has it."""
@@ -205,6 +219,7 @@ class Summary:
             "without_faces": self.without_faces,
             "faces": self.labels.total(),
             "labels": dict(sorted(self.labels.items())),
+            **({} if self.tracks is None else {"tracks": dict(sorted(self.followed.items()))}),
         }
 
 

@@ -195,17 +195,19 @@ def test_a_server_that_fails_ends_the_run_and_keeps_it(
     assert list(tmp_path.glob("*.json*")) == []
 
 
-def test_a_video_is_labelled(tmp_path: Path, tiny_classifier: Path):
+def test_a_video_is_labelled(tmp_path: Path, tiny_classifier: Path, capsys):
     video = write_video(tmp_path / "in.mp4", faces(3, shape=(48, 64)))
     arguments = ["--video", video, "--model", tiny_classifier, "--detector", "none"]
     arguments += ["--output", tmp_path / "a.json", "--save-viz", tmp_path / "out"]
     assert run(*arguments) == 0
-    records = json.loads((tmp_path / "a.json").read_text())["images"]
-    assert [(each["frame"], each["faces"][0]["track"]) for each in records] == [
+    written = json.loads((tmp_path / "a.json").read_text())
+    assert [(each["frame"], each["faces"][0]["track"]) for each in written["images"]] == [
         (0, 1),
         (1, 1),
         (2, 1),
     ]
+    assert sum(written["summary"]["tracks"].values()) == 1
+    assert "1 face followed over frames (" in capsys.readouterr().out
     assert (tmp_path / "out" / "in.mp4").stat().st_size > 0
 
 

@@ -7,7 +7,7 @@ import pytest
 from fmd_tf import UNCERTAIN
 from fmd_tf.client import Prediction
 from fmd_tf.publish import PublishError
-from fmd_tf.records import JsonOutput, OutputError, Record, Summary, label_faces
+from fmd_tf.records import JsonOutput, LabelledFace, OutputError, Record, Summary, label_faces
 
 SETTINGS = {"model": "a", "face_threshold": None}
 
@@ -50,6 +50,24 @@ def test_the_summary_counts():
         "labels": {},
     }
     assert summary.errors == ["b: damaged"]
+
+
+def test_a_face_of_many_frames_is_followed_once():
+    """The third face was found in one frame only, and expected in the next."""
+
+    def face(label: str, track: int, seen: bool = True) -> LabelledFace:
+        return LabelledFace((0, 0, 4, 4), 0.9, label, label, 0.9, {}, track, seen)
+
+    frames = [
+        [face("a", 1), face("b", 2)],
+        [face("b", 1), face("b", 2), face("a", 3)],
+        [face("b", 1, seen=False), face("a", 3, seen=False)],
+    ]
+    summary = Summary()
+    for number, faces in enumerate(frames):
+        summary.add(Record("v.mp4", 4, 3, faces, frame=number, seconds=0.1 * number).to_json())
+    assert summary.to_json()["faces"] == 7
+    assert summary.to_json()["tracks"] == {"b": 2}
 
 
 def test_a_million_errors_are_not_kept():
