@@ -124,6 +124,10 @@ def _check_header(path: Path) -> tuple[str, bool]:
                 pixels = image.width * image.height
                 is_misread = misread_kind(image) is not None
     except UnidentifiedImageError as error:
+        with path.open("rb") as file:
+            # ISO base media files have their kind there (ISO/IEC 14496-12): telephones' photos.
+            if file.read(8)[4:] == b"ftyp":
+                raise PhotoError(f"{_EXPECTED}, got HEIC, AVIF or a video") from error
         raise PhotoError(f"not an image of a known kind; {_EXPECTED}") from error
     except Image.DecompressionBombError as error:
         raise PhotoError(f"far too large; expected at most {MAX_PIXELS} pixels") from error

@@ -130,6 +130,7 @@ def _gif_that_ends_in(last: int) -> bytes:
     [
         (b"", "the file is empty"),
         (b"hello", "not an image of a known kind; expected JPEG"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "got HEIC, AVIF or a video"),
         (encode(PIXELS, "TIFF"), "expected JPEG, PNG, WebP, BMP or GIF, got TIFF"),
         (encode(PIXELS, "JPEG")[:-200], r"damaged or cut off \(jpeg::Uncompress failed"),
         (encode(PIXELS, "PNG")[:-200], r"damaged or cut off \(Invalid PNG data"),
@@ -137,7 +138,7 @@ def _gif_that_ends_in(last: int) -> bytes:
         (_gif_that_ends_in(33), "damaged"),
         (_gif_that_ends_in(44), "damaged"),
     ],
-    ids="empty text tiff jpeg png gif1 gif2".split(),
+    ids="empty text heic tiff jpeg png gif1 gif2".split(),
 )
 def test_what_cannot_be_read_has_a_reason(tmp_path: Path, data: bytes, message: str):
     with pytest.raises(PhotoError, match=message):
