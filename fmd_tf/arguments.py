@@ -1,9 +1,39 @@
-"""Types of command-line arguments that say in one line what they expect."""
+"""Parsers of command lines, and types of arguments that say in one line what they expect."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import Any
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Adds its default to the help of each flag that has one and does not tell it itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        is_told = not action.help or "default" in action.help
+        has_none = action.default in (None, argparse.SUPPRESS, {}) or not action.option_strings
+        is_switch = action.nargs == 0 and not isinstance(action, argparse.BooleanOptionalAction)
+        if is_told or has_none or is_switch:
+            return action.help
+        return f"{action.help} (default: %(default)s)"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Makes its subcommands' parsers of its own class, as argparse does, so they tell defaults."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"formatter_class": _Formatter, **settings})
+
+
+def make_parser(command: str, description: str) -> argparse.ArgumentParser:
+    """Return an empty parser, whose help tells defaults by itself.
+
+    Args:
+        command: Name of the module that is run.
+        description: What it does, for the help.
+    """
+    return _Parser(prog=f"python -m fmd_tf.{command}", description=description)
 
 
 def at_least(least: int) -> Callable[[str], int]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fmd_tf import CLASS_NAMES
-from fmd_tf.arguments import at_least, duration
+from fmd_tf.arguments import at_least, duration, make_parser
 from fmd_tf.benchmark_infer import benchmark_infer, format_infer
 from fmd_tf.benchmark_input import benchmark_input, format_input
 from fmd_tf.benchmark_photo import benchmark_photo, format_photo
@@ -83,7 +83,7 @@ def format_report(figures: dict[str, Any]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m fmd_tf.benchmark", description="Measure.")
+    parser = make_parser("benchmark", "Measure.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_serving(commands.add_parser("serving", help="the server beside the bare session"))
     _add_input(commands.add_parser("input", help="photos to crops to batches"))

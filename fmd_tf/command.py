@@ -47,7 +47,7 @@ def run_training(
     train: Callable[[RunConfigT], Any],
     config_class: type[RunConfigT],
     argv: Sequence[str] | None,
-    prog: str,
+    command: str,
     description: str,
 ) -> int:
     """Run a training from the command line.
@@ -56,7 +56,7 @@ def run_training(
         train: The training.
         config_class: Its settings.
         argv: Arguments without the program's name; None takes those of the process.
-        prog: Name shown in the help.
+        command: Name of the module that is run.
         description: What it does, for the help.
 
     Returns:
@@ -70,7 +70,7 @@ def run_training(
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     again = "The same command"
     try:
-        config = parse_config(config_class, argv, prog, description)
+        config = parse_config(config_class, argv, command, description)
         if config.overwrite:
             again += " without --overwrite"
         train(config)

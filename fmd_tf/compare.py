@@ -6,12 +6,12 @@ of their own, by a bootstrap that draws the groups of both runs together.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fmd_tf.arguments import make_parser
 from fmd_tf.errors import command_line
 from fmd_tf.evaluate import PredictionsError, read_predictions
 from fmd_tf.metrics import Predictions, compute_metrics, paired_differences
@@ -20,10 +20,7 @@ from fmd_tf.metrics import Predictions, compute_metrics, paired_differences
 @command_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the process' exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fmd_tf.compare",
-        description="Compare runs on the same faces, as a Markdown table.",
-    )
+    parser = make_parser("compare", "Compare runs on the same faces, as a Markdown table.")
     parser.add_argument("base", type=Path, help="results folder of the run to compare with")
     parser.add_argument("others", type=Path, nargs="+", help="results folders of other runs")
     arguments = parser.parse_args(argv)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from fmd_tf import CLASS_NAMES, MIN_IMAGE_SIZE, MIN_MULTI_VIEW_SIZE, UNCERTAIN
+from fmd_tf.arguments import make_parser
 from fmd_tf.errors import UserError
 from fmd_tf.splits import HASH_BITS, MAX_DISTANCE
 
@@ -208,14 +209,14 @@ class DetectorConfig(RunConfig):
 
 
 def parse_config(
-    config_class: type[RunConfigT], argv: Sequence[str] | None, prog: str, description: str
+    config_class: type[RunConfigT], argv: Sequence[str] | None, command: str, description: str
 ) -> RunConfigT:
     """Read a configuration from the command line.
 
     Args:
         config_class: `TrainConfig` or `DetectorConfig`.
         argv: Arguments without the program's name; None takes those of the process.
-        prog: Name shown in the help.
+        command: Name of the module that is run.
         description: What the program does, for the help.
 
     Returns:
@@ -225,7 +226,7 @@ def parse_config(
         ConfigError: See `RunConfig`. Unknown flags end the process with code 2, as argparse
             does.
     """
-    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser = make_parser(command, description)
     hints = get_type_hints(config_class)
     for setting in fields(config_class):
         _add_flag(parser, setting, hints[setting.name])
@@ -241,8 +242,7 @@ def _add_flag(parser: argparse.ArgumentParser, setting: Field, hint: Any) -> Non
     default = setting.default
     if default is MISSING:
         raise TypeError(f"setting {setting.name} has no default")
-    text = setting.metadata["help"] + ("" if default is None else " (default: %(default)s)")
-    options: dict[str, Any] = {"default": default, "help": text}
+    options: dict[str, Any] = {"default": default, "help": setting.metadata["help"]}
     if hint is bool:
         options["action"] = argparse.BooleanOptionalAction if default else "store_true"
     elif hint == tuple[str, ...]:

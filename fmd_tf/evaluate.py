@@ -19,7 +19,7 @@ import keras
 import numpy as np
 
 from fmd_tf import plots
-from fmd_tf.arguments import at_least
+from fmd_tf.arguments import at_least, make_parser
 from fmd_tf.errors import UserError, command_line
 from fmd_tf.face_mask_dataset import load_photos
 from fmd_tf.gradcam import plot_grad_cam
@@ -52,9 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m fmd_tf.evaluate", description="Score a trained model on a VOC folder."
-    )
+    parser = make_parser("evaluate", "Score a trained model on a VOC folder.")
     add = parser.add_argument
     add("--model", type=Path, required=True, help="best_model.keras of a training")
     add("--data-dir", type=Path, required=True, help="folder with images/ and annotations/")
@@ -62,11 +60,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--split-file", type=Path, help="split.json of the training")
     add("--group-distance", type=at_least(0), default=MAX_DISTANCE, help="as for training (bits)")
     add("--split", choices=("train", "val", "test", "all"), help="default: test, or all")
-    add("--batch-size", type=at_least(1), default=32, help="faces a step (default: %(default)s)")
+    add("--batch-size", type=at_least(1), default=32, help="faces a step")
     add("--min-face-size", type=at_least(0), default=0, help="leave out smaller faces (pixels)")
     add("--skip-invalid", action="store_true", help="leave out invalid annotations")
-    add("--num-bootstrap", type=at_least(1), default=1000, help="samples (default: %(default)s)")
-    add("--seed", type=at_least(0), default=0, help="seed of the bootstrap (default: %(default)s)")
+    add("--num-bootstrap", type=at_least(1), default=1000, help="samples")
+    add("--seed", type=at_least(0), default=0, help="seed of the bootstrap")
     arguments = parser.parse_args(argv)
     if arguments.split in ("train", "val", "test") and not arguments.split_file:
         parser.error(f"--split {arguments.split} needs --split-file FILE")

@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from fmd_tf import CLASS_NAMES
-from fmd_tf.arguments import at_least
+from fmd_tf.arguments import at_least, make_parser
 from fmd_tf.backends import face_classifier
 from fmd_tf.detect import (
     FaceDetector,
@@ -60,10 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m fmd_tf.evaluate_detector",
-        description="Score face detectors on annotated photos.",
-    )
+    parser = make_parser("evaluate_detector", "Score face detectors on annotated photos.")
     add = parser.add_argument
     add("--detector", type=Path, required=True, help="best_detector.keras of a training")
     add("--data-dir", type=Path, required=True, help="VOC folder with images/ and annotations/")

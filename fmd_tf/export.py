@@ -42,7 +42,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
-from fmd_tf.arguments import at_least
+from fmd_tf.arguments import at_least, make_parser
 from fmd_tf.detector import DetectorCard, find_faces, load_detector
 from fmd_tf.errors import UserError, command_line
 from fmd_tf.evaluate import load_faces, select_part
@@ -99,9 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m fmd_tf.export", description="Write a model for serving."
-    )
+    parser = make_parser("export", "Write a model for serving.")
     add = parser.add_argument
     add("--model", type=Path, required=True, help="best_model.keras of a training")
     add("--format", choices=(SAVED_MODEL, *FORMATS), default=SAVED_MODEL, help="what to write")

@@ -24,6 +24,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fmd_tf import plots
+from fmd_tf.arguments import make_parser
 from fmd_tf.errors import command_line
 from fmd_tf.evaluate import PredictionsError, read_predictions
 from fmd_tf.face_mask_dataset import load_photos
@@ -49,9 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m fmd_tf.label_noise",
-        description="List labels that every model contradicts, and sort the mistakes.",
+    parser = make_parser(
+        "label_noise", "List labels that every model contradicts; sort the mistakes."
     )
     add = parser.add_argument
     add("--data-dir", type=Path, required=True, help="folder with images/ and annotations/")
@@ -68,7 +68,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--confidence",
         type=float,
         default=0.9,
-        help="what every model must give to another class than the label's (default: %(default)s)",
+        help="what every model must give to another class than the label's",
     )
     add("--verdicts", type=Path, help="CSV of photo, box and verdict, as a mistakes.csv is")
     arguments = parser.parse_args(argv)

@@ -26,7 +26,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fmd_tf.arguments import at_least, fraction
+from fmd_tf.arguments import at_least, fraction, make_parser
 from fmd_tf.backends import load_backend
 from fmd_tf.checkpoints import BEST_MODEL
 from fmd_tf.detect import DETECTOR_NAMES
@@ -85,9 +85,7 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fmd_tf.predict", description="Find and classify the faces of photos."
-    )
+    parser = make_parser("predict", "Find and classify the faces of photos.")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--image", type=Path, nargs="+", help="photos")
     source.add_argument("--folder", type=Path, help="folder of photos, and the folders in it")

@@ -6,7 +6,6 @@ Everything is a pure function of the seed. A model trained on drawings is of no 
 
 from __future__ import annotations
 
-import argparse
 import math
 import shutil
 import sys
@@ -18,7 +17,7 @@ from lxml import etree
 from PIL import Image, ImageDraw, ImageFilter
 
 from fmd_tf import CLASS_NAMES
-from fmd_tf.arguments import at_least
+from fmd_tf.arguments import at_least, make_parser
 from fmd_tf.boxes import Box, touch
 from fmd_tf.errors import command_line
 
@@ -252,9 +251,7 @@ def _annotation(filename: str, faces: Sequence[tuple[str, Box]]) -> etree._Eleme
 @command_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw the sample data set from the command line; return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fmd_tf.sample_data", description="Draw a small labelled data set."
-    )
+    parser = make_parser("sample_data", "Draw a small labelled data set.")
     parser.add_argument("--output", type=Path, required=True, help="folder to make")
     parser.add_argument(
         "--num-photos", type=at_least(1), default=NUM_PHOTOS, help="number of photos"

@@ -47,7 +47,7 @@ import prometheus_client
 import uvicorn
 
 from fmd_tf import rest
-from fmd_tf.arguments import at_least, duration
+from fmd_tf.arguments import at_least, duration, make_parser
 from fmd_tf.errors import command_line
 from fmd_tf.rest import ModelPath, RestError
 from fmd_tf.servable import ModelVersions, ServableError
@@ -429,14 +429,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m fmd_tf.serve", description="Serve a SavedModel with TF Serving's REST API."
-    )
+    parser = make_parser("serve", "Serve a SavedModel with TF Serving's REST API.")
     add, default = parser.add_argument, Limits()
     add("--model-dir", type=Path, default=Path("savedmodel/face_mask"), help="folder of versions")
     add("--model-name", help="name in paths (default: name of the folder)")
     add("--host", default="127.0.0.1", help="address (default: this machine only)")
-    add("--port", type=int, default=8501, help="port (default 8501; 0 takes a free one)")
+    add("--port", type=int, default=8501, help="port; 0 takes a free one")
     add("--num-versions", type=at_least(1), default=1, help="serve so many of the newest versions")
     add(
         "--label",
@@ -446,11 +444,21 @@ def _parser() -> argparse.ArgumentParser:
         help="NAME=VERSION, which then stays loaded",
     )
     add("--poll", type=duration, default=1.0, help="seconds between looks for new versions")
-    add("--max-body-mb", type=at_least(1), default=default.max_body_bytes // 2**20)
-    add("--max-batch", type=at_least(1), default=default.max_batch, help="rows of a request")
-    add("--request-timeout", type=duration, default=default.request_timeout, help="seconds")
+    add(
+        "--max-body-mb",
+        type=at_least(1),
+        default=default.max_body_bytes // 2**20,
+        help="size of a request in MiB; larger: 413",
+    )
+    add("--max-batch", type=at_least(1), default=default.max_batch, help="most rows of a request")
+    add("--request-timeout", type=duration, default=default.request_timeout, help="in seconds")
     add("--threads", type=at_least(1), default=default.threads, help="requests at a time")
-    add("--max-pending", type=at_least(1), default=default.max_pending, help="then 429")
+    add(
+        "--max-pending",
+        type=at_least(1),
+        default=default.max_pending,
+        help="waiting; more: 429",
+    )
     add("--no-metrics", dest="metrics", action="store_false", help="no metrics page")
     return parser
 

@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         train_and_evaluate,
         TrainConfig,
         argv,
-        prog="python -m fmd_tf.train",
+        command="train",
         description="Train, evaluate and export a face-mask classifier.",
     )
 

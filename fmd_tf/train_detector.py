@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         train_and_evaluate,
         DetectorConfig,
         argv,
-        prog="python -m fmd_tf.train_detector",
+        command="train_detector",
         description="Train and evaluate a face detector.",
     )
 
