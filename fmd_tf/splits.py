@@ -323,7 +323,9 @@ def require_same_part(split: Split, part: str, training: Mapping[str, Any], prob
         SplitError: The card's part is another one; that of a card without parts is not known.
     """
     digests = split_digests(split)
-    if training.get("split", digests)[part] != digests[part]:
+    named = training.get("split", digests)
+    # Cards of earlier versions have one digest of all parts.
+    if not isinstance(named, Mapping) or named.get(part) != digests[part]:
         raise SplitError(
             f"{problem}, so it may have learnt from these photos; give the split.json that its "
             "training wrote to results/metrics"

@@ -204,6 +204,8 @@ def test_a_part_that_is_not_the_models_is_refused():
         require_same_part(split, "val", training, "x is not it")
     require_same_part(split, "test", training, "x is not it")  # Of both, nothing has learnt.
     require_same_part(split, "test", {}, "x is not it")
+    with pytest.raises(SplitError, match="x is not it"):
+        require_same_part(split, "test", {"split": "0123456789abcdef"}, "x is not it")
 
 
 def test_missing_split_file(tmp_path: Path):
