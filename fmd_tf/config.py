@@ -14,8 +14,8 @@ from fmd_tf.errors import UserError
 from fmd_tf.splits import HASH_BITS, MAX_DISTANCE
 
 IMAGENET, NO_WEIGHTS = "imagenet", "none"
-MIN_VAL_FRACTION, MAX_VAL_FRACTION, VAL_FACES = 0.05, 0.15, 150
-"""A classifier learns more from a face than its validation does, from some 150 faces on."""
+# A classifier learns more from a face than its validation does, from some 150 faces on.
+_MIN_VAL_FRACTION, _MAX_VAL_FRACTION, _VAL_FACES = 0.05, 0.15, 150
 RunConfigT = TypeVar("RunConfigT", bound="RunConfig")
 
 
@@ -65,7 +65,7 @@ class RunConfig:
         self._require("seed", 0 <= self.seed < 2**31, "0 to 2147483647")
         self._require("group_distance", 0 <= self.group_distance <= HASH_BITS, f"0 to {HASH_BITS}")
         self._require("test_fraction", 0 <= self.test_fraction < 1, "at least 0 and less than 1")
-        val_fraction = MAX_VAL_FRACTION if self.val_fraction is None else self.val_fraction
+        val_fraction = _MAX_VAL_FRACTION if self.val_fraction is None else self.val_fraction
         self._require("val_fraction", 0 < val_fraction < 1, "more than 0 and less than 1")
         names = self.class_names
         if len(names) < 2 or len(set(names)) != len(names) or "" in names:
@@ -167,6 +167,12 @@ class TrainConfig(RunConfig):
         self._require("val_fraction", (self.val_fraction or 0) < most, f"less than {most:g}")
         if self.folds and self.split_file:
             raise ConfigError("--folds makes its own splits; leave out --split-file")
+
+    def val_fraction_of(self, num_faces: int) -> float:
+        """Return the part for validation that was asked for, or that of as many as are enough."""
+        if self.val_fraction is not None:
+            return self.val_fraction
+        return min(max(_VAL_FACES / num_faces, _MIN_VAL_FRACTION), _MAX_VAL_FRACTION)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -285,12 +285,13 @@ def _best_deal(
     for _ in range(_NUM_CANDIDATES):
         order = generator.permutation(len(counts))
         # A group goes to the part in which its middle face falls.
-        middles = np.cumsum(counts[order].sum(axis=1)) - counts[order].sum(axis=1) / 2
+        dealt = counts[order]
+        middles = np.cumsum(dealt.sum(axis=1)) - dealt.sum(axis=1) / 2
         parts = np.searchsorted(borders, middles)
-        got = np.stack([counts[order][parts == part].sum(axis=0) for part in range(len(used))])
+        got = np.stack([dealt[parts == part].sum(axis=0) for part in range(len(used))])
         error = np.abs(got[:, present] / target[:, present] - 1).max()
-        first = counts[order][parts == 0].any(axis=1)
-        if not got.sum(axis=1).all() or first.sum() < first_parts:
+        num_first = np.count_nonzero(dealt[parts == 0].any(axis=1))
+        if not got.sum(axis=1).all() or num_first < first_parts:
             error = np.inf
         if error < best_error:
             best_error = error

@@ -20,14 +20,7 @@ import numpy as np
 from fmd_tf.calibration import fit_temperature, rarity_offsets, rescale_logits
 from fmd_tf.checkpoints import BEST_MODEL, EXPORTED, LOCK, RunFolder, require_space
 from fmd_tf.command import find_folder, run_training, weights_at_hand
-from fmd_tf.config import (
-    MAX_VAL_FRACTION,
-    MIN_VAL_FRACTION,
-    NO_WEIGHTS,
-    VAL_FACES,
-    ConfigError,
-    TrainConfig,
-)
+from fmd_tf.config import NO_WEIGHTS, ConfigError, TrainConfig
 from fmd_tf.devices import make_strategy, precision_policy, select_device
 from fmd_tf.distill import Teacher, load_teacher
 from fmd_tf.errors import command_line
@@ -106,7 +99,7 @@ def train_and_evaluate(config: TrainConfig) -> dict:
         ValueError: A subclass for each kind of unusable input, with a message for the user.
     """
     select_device(config.device)
-    require_writable(config.checkpoint_dir, config.results_dir, config.export_dir)
+    require_writable(config.export_dir)
     with locked(config.checkpoint_dir / LOCK), locked(config.results_dir / LOCK):
         return _train_and_evaluate(config)
 
@@ -154,7 +147,7 @@ def _load_data(config: TrainConfig) -> tuple[Crops, Folder]:
 def _plan(config: TrainConfig, crops: Crops) -> list[_Training]:
     """Return the training that was asked for, or one a fold."""
     groups, labels = crops.group_of_photo, _labels_by_photo(crops)
-    val_fraction = _val_fraction(config, len(crops))
+    val_fraction = config.val_fraction_of(len(crops))
     if not config.folds:
         fractions = (val_fraction, config.test_fraction)
         split = choose_split(labels, groups, fractions, config.seed, config.split_file)
@@ -169,13 +162,6 @@ def _plan(config: TrainConfig, crops: Crops) -> list[_Training]:
         )
         for index, split in enumerate(splits)
     ]
-
-
-def _val_fraction(config: TrainConfig, num_faces: int) -> float:
-    """Return the part that was asked for, or that of so many faces as are enough."""
-    if config.val_fraction is not None:
-        return config.val_fraction
-    return min(max(VAL_FACES / num_faces, MIN_VAL_FRACTION), MAX_VAL_FRACTION)
 
 
 def _cut(config: TrainConfig, image_size: int) -> tuple[Crops, Folder]:

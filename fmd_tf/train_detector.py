@@ -48,7 +48,7 @@ from fmd_tf.evaluate_detector import (
 )
 from fmd_tf.input_pipeline import steps_per_epoch
 from fmd_tf.model import freeze_batch_norm
-from fmd_tf.publish import locked, require_writable, write_text
+from fmd_tf.publish import locked, write_text
 from fmd_tf.splits import Split, SplitError, choose_split, group_photos, save_split, split_digests
 from fmd_tf.voc import Annotation, Folder, read_folder
 
@@ -81,7 +81,6 @@ def train_and_evaluate(config: DetectorConfig) -> dict:
         ValueError: A subclass for each kind of unusable input, with a message for the user.
     """
     select_device(config.device)
-    require_writable(config.checkpoint_dir, config.results_dir)
     with locked(config.checkpoint_dir / LOCK), locked(config.results_dir / LOCK):
         return _train_and_evaluate(config)
 

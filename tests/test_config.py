@@ -65,3 +65,19 @@ def test_bad_settings(settings: dict, expected: str):
 def test_unknown_settings_fail():
     with pytest.raises(TypeError):
         TrainConfig(learning_rate=1)
+
+
+@pytest.mark.parametrize(
+    ("num_faces", "asked", "expected"),
+    [
+        (40, None, 0.15),  # Six faces.
+        (1000, None, 0.15),
+        (2000, None, 0.075),
+        (3000, None, 0.05),
+        (100_000, None, 0.05),
+        (100_000, 0.2, 0.2),
+    ],
+)
+def test_as_many_validation_faces_as_are_enough(num_faces: int, asked, expected: float):
+    config = TrainConfig(val_fraction=asked)
+    assert config.val_fraction_of(num_faces) == pytest.approx(expected)

@@ -14,7 +14,6 @@ import pytest
 import tensorflow as tf
 
 from fmd_tf import checkpoints, evaluate, train
-from fmd_tf.config import TrainConfig
 from fmd_tf.model import load_model
 from fmd_tf.publish import locked
 
@@ -59,22 +58,6 @@ def trained(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     assert train.main(_arguments(sample_dir, folder)) == 0
     return folder
-
-
-@pytest.mark.parametrize(
-    ("num_faces", "asked", "expected"),
-    [
-        (40, None, 0.15),  # Six faces.
-        (1000, None, 0.15),
-        (2000, None, 0.075),
-        (3000, None, 0.05),
-        (100_000, None, 0.05),
-        (100_000, 0.2, 0.2),
-    ],
-)
-def test_as_many_validation_faces_as_are_enough(num_faces: int, asked, expected: float):
-    config = TrainConfig(val_fraction=asked)
-    assert train._val_fraction(config, num_faces) == pytest.approx(expected)
 
 
 def test_results_are_complete(trained: Path):
