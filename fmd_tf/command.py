@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fmd_tf.config import IMAGENET, NO_WEIGHTS, RunConfig, RunConfigT, parse_config
+from fmd_tf.config import CENTERFACE, IMAGENET, NO_WEIGHTS, RunConfig, RunConfigT, parse_config
 from fmd_tf.download import find_data
 from fmd_tf.model import ModelError
 from fmd_tf.sample_data import SAMPLE_DIR, write_sample
@@ -33,14 +33,14 @@ def weights_at_hand(weights: str, sample: bool, build: Callable[[str], Any]) -> 
     Returns:
         What it begins from, which is part of what the run is.
     """
-    if not (sample and weights == IMAGENET):
+    if not (sample and weights in (IMAGENET, CENTERFACE)):
         return weights
     try:
-        build(IMAGENET)
+        build(weights)
     except ModelError:
-        print("No ImageNet weights without internet: this quick start begins from random weights.")
+        print("No weights without internet: this quick start begins from random weights.")
         return NO_WEIGHTS
-    return IMAGENET
+    return weights
 
 
 def run_training(

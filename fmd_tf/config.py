@@ -13,7 +13,7 @@ from fmd_tf.arguments import make_parser
 from fmd_tf.errors import UserError
 from fmd_tf.splits import HASH_BITS, MAX_DISTANCE
 
-IMAGENET, NO_WEIGHTS = "imagenet", "none"
+IMAGENET, CENTERFACE, NO_WEIGHTS = "imagenet", "centerface", "none"
 # A classifier learns more from a face than its validation does, from some 150 faces on.
 _MIN_VAL_FRACTION, _MAX_VAL_FRACTION, _VAL_FACES = 0.05, 0.15, 150
 RunConfigT = TypeVar("RunConfigT", bound="RunConfig")
@@ -185,12 +185,15 @@ class DetectorConfig(RunConfig):
 
     # Photos are fewer than faces, and set the threshold too.
     val_fraction: float = _setting(0.15, "part of the faces for validation")
-    weights: str = _setting(IMAGENET, "imagenet, none, or a .weights.h5 file of MobileNetV2")
-    image_size: int = _setting(640, "pixels that the longer side of a photo is scaled to")
+    weights: str = _setting(
+        CENTERFACE,
+        "centerface or its .onnx file, imagenet or a .weights.h5 file of MobileNetV2, or none",
+    )
+    image_size: int = _setting(832, "pixels that the longer side of a photo is scaled to")
     view_size: int = _setting(320, "side of the training views in pixels, a multiple of 32")
-    epochs: int = _setting(14, "epochs, of one view a face, at most 16 a photo")
+    epochs: int = _setting(8, "epochs, of one view a face, at most 16 a photo")
     batch_size: int = _setting(16, "views a step")
-    lr: float = _setting(1e-3, "highest learning rate; it warms up and falls as a cosine")
+    lr: float = _setting(5e-4, "highest learning rate; it warms up and falls as a cosine")
     weight_decay: float = _setting(1e-3, "decoupled weight decay of AdamW")
     balance: float = _setting(
         0.5, "class-balanced views and loss: 0 as the data is, 0.5 square root, 1 all equal"

@@ -5,12 +5,9 @@ of 32; output float32 [batch, height / 4, width / 4, 5]: a face logit, and the l
 distances, in cells, from the cell's centre to the left, top, right and bottom border of its
 face. All scaling of values is inside.
 
-MobileNetV2 features at strides 4 to 32 are merged from the coarsest to the finest
-(Lin et al. 2017, arXiv:1612.03144), because half of the faces have fewer than 21 pixels; heat map
-and boxes follow TTFNet (Liu et al. 2019, arXiv:1909.00700). Nothing is normalised after the
-backbone, whose batch norm keeps its pretrained statistics: those of views are not those of whole
-photos. `find_faces` is plain TensorFlow, so that evaluation, prediction and the exported graph
-find the same faces.
+The network is that of `fmd_tf.centerface`; heat map and boxes follow TTFNet (Liu et al. 2019,
+arXiv:1909.00700). `find_faces` is plain TensorFlow, so that evaluation, prediction and the
+exported graph find the same faces.
 """
 
 from __future__ import annotations
@@ -22,7 +19,7 @@ import keras
 import tensorflow as tf
 
 from fmd_tf.input_pipeline import scale_image
-from fmd_tf.model import backbone_features, read_archive, write_archive
+from fmd_tf.model import read_archive, write_archive
 
 STRIDE = 4
 COARSEST_STRIDE = 32
@@ -30,10 +27,6 @@ MAX_FACES = 500
 LARGE_FACE = 64
 """Shorter side, in pixels of the photo at full size, of faces that are found at half of it too."""
 BOX_LOSS = 2.0
-_CHANNELS = 96
-# The share of faces is small, so the first predictions should be small too (Lin et al. 2017,
-# "Focal Loss for Dense Object Detection", arXiv:1708.02002).
-_FIRST_LOGIT = -4.6
 _NEARNESS_POWER = 4.0
 
 
@@ -52,74 +45,6 @@ class DetectorCard:
     threshold: float = 0.3
     max_overlap: float = 0.5
     training: dict = field(default_factory=dict)
-
-
-_FEATURES = ("block_3_expand_relu", "block_6_expand_relu", "block_13_expand_relu", "out_relu")
-
-
-def build_detector(weights: str = "imagenet") -> keras.Model:
-    """Build the detector on MobileNetV2, whose batch norm keeps its pretrained statistics.
-
-    Args:
-        weights: "imagenet", "none" or a file of MobileNetV2, see `model.build_model`.
-
-    Returns:
-        A functional model for photos of any size, see the module's contract.
-
-    Raises:
-        ModelError: Weights that cannot be had.
-    """
-    photo = keras.Input((None, None, 3), name="photo", dtype="float32")
-    *finer, x = backbone_features("mobilenet", photo, _FEATURES, weights)
-    x = _convolve(x, _CHANNELS, 1, "lateral_32")
-    for stride, feature in zip((16, 8, 4), reversed(finer), strict=True):
-        x = keras.layers.UpSampling2D(name=f"up_{stride}")(x)
-        x = keras.layers.Add(name=f"merge_{stride}")(
-            [x, _convolve(feature, _CHANNELS, 1, f"lateral_{stride}")]
-        )
-        x = _convolve(x, _CHANNELS, 3, f"smooth_{stride}")
-    x = _convolve(x, 64, 3, "tower")
-    score = _predict(x, 1, _FIRST_LOGIT, "score")
-    distances = _predict(x, 4, 1.0, "distances")
-    output = keras.layers.Concatenate(name="faces", dtype="float32")([score, distances])
-    return keras.Model(photo, output, name="detector")
-
-
-def freeze_first_layers(model: keras.Model) -> None:
-    """Leave the backbone's layers up to the finest feature as they are; recompile afterwards.
-
-    Their edges and colours need no training, and without their gradients, which are those of the
-    largest maps, a step takes four fifths of the time.
-
-    Args:
-        model: From `build_detector`.
-    """
-    backbone = model.get_layer("backbone")
-    for layer in backbone.layers[: backbone.layers.index(backbone.get_layer(_FEATURES[0]))]:
-        layer.trainable = False
-
-
-def _convolve(x: keras.KerasTensor, channels: int, size: int, name: str) -> keras.KerasTensor:
-    """Convolve, and cut off below zero."""
-    return keras.layers.Conv2D(
-        channels,
-        size,
-        padding="same",
-        activation="relu",
-        kernel_initializer="he_normal",
-        name=name,
-    )(x)
-
-
-def _predict(x: keras.KerasTensor, channels: int, first: float, name: str) -> keras.KerasTensor:
-    """Predict in each cell, close to `first` before training: exp of a large value explodes."""
-    return keras.layers.Conv2D(
-        channels,
-        1,
-        kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
-        bias_initializer=keras.initializers.Constant(first),
-        name=name,
-    )(x)
 
 
 def cell_boxes(distances: tf.Tensor) -> tf.Tensor:
@@ -173,7 +98,7 @@ def find_faces(
     cost: of one that fills the photo, a training view never shows more than a part.
 
     Args:
-        model: From `build_detector`, or anything callable like it.
+        model: From `centerface.build_detector`, or anything callable like it.
         card: Its card.
         photo: uint8 [height, width, 3] of any size.
         threshold: Least face score; None takes the card's.

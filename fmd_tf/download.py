@@ -6,7 +6,7 @@ from pathlib import Path
 
 import kagglehub
 
-from fmd_tf.errors import UserError
+from fmd_tf.errors import UserError, first_line
 
 KAGGLE_DATASET = "andrewmvd/face-mask-detection"
 NUM_KAGGLE_PHOTOS = 853
@@ -40,7 +40,7 @@ def find_data(data_dir: Path | None = None) -> Path:
         downloaded = Path(kagglehub.dataset_download(KAGGLE_DATASET))
     # kagglehub passes on whatever its HTTP and archive libraries raise, and promises no type.
     except Exception as error:
-        raise DataNotFoundError(_ways_out(f"the download failed ({_first_line(error)})")) from error
+        raise DataNotFoundError(_ways_out(f"the download failed ({first_line(error)})")) from error
     for folder in ("images", "annotations"):
         found = len(list((downloaded / folder).glob("*")))
         if found != NUM_KAGGLE_PHOTOS:
@@ -58,11 +58,6 @@ def _require_layout(data_dir: Path, name: str) -> Path:
             "Annotations so)"
         )
     return data_dir
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:150]}" if text else type(error).__name__
 
 
 def _ways_out(reason: str) -> str:

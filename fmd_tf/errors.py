@@ -18,6 +18,12 @@ def install_command(extra: str) -> str:
     return f'{sys.executable} -m pip install -e ".[{extra}]"'
 
 
+def first_line(error: Exception) -> str:
+    """Return what another library's error says, short enough for a message."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]
+
+
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Say for a message which settings are others now; "" where they are the same."""
     names = sorted({*before, *now})

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import keras
 
 from fmd_tf import MIN_IMAGE_SIZE, MIN_MULTI_VIEW_SIZE
-from fmd_tf.errors import UserError
+from fmd_tf.errors import UserError, first_line
 from fmd_tf.publish import replacing
 
 HEAD_LAYERS = ("head_dropout_1", "head_dense", "head_dropout_2", "logits")
@@ -154,7 +154,7 @@ def build_model(
     image = keras.Input((image_size, image_size, 3), name="image", dtype="float32")
     views = _cut_views(image, seen, all_views) if multi_view else [image]
     x = keras.ops.concatenate(views, axis=0) if len(views) > 1 else views[0]
-    x = _run_backbone(_load_backbone(model_name, seen, weights), model_name, x, weights)
+    x = _run_backbone(load_backbone(model_name, seen, weights), model_name, x, weights)
     x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
     if len(views) > 1:
         x = keras.ops.mean(keras.ops.reshape(x, (len(views), -1, x.shape[-1])), axis=0)
@@ -192,29 +192,6 @@ def _head_layers(num_classes: int, dropout: float, dense_units: int) -> list[ker
     ]
 
 
-def backbone_features(
-    model_name: str, photo: keras.KerasTensor, layer_names: Sequence[str], weights: str
-) -> list[keras.KerasTensor]:
-    """Build a backbone for photos of any size and return some of its layers' outputs.
-
-    Args:
-        model_name: Backbone, one of `MODEL_NAMES`.
-        photo: Input [batch, height, width, 3], RGB 0-255; preprocessing is added.
-        layer_names: Layers of the Keras application.
-        weights: See `build_model`.
-
-    Returns:
-        The outputs in the order of the names.
-
-    Raises:
-        ModelError: Weights that cannot be had.
-    """
-    backbone = _load_backbone(model_name, None, weights)
-    outputs = [backbone.get_layer(name).output for name in layer_names]
-    features = keras.Model(backbone.input, outputs, name="backbone")
-    return _run_backbone(features, model_name, photo, weights)
-
-
 def _run_backbone(
     features: keras.Model, model_name: str, image: keras.KerasTensor, weights: str
 ) -> Any:
@@ -226,8 +203,20 @@ def _run_backbone(
     return features(image, **mode)
 
 
-def _load_backbone(model_name: str, image_size: int | None, weights: str) -> keras.Model:
-    """Build the application under the name "backbone" and load its weights."""
+def load_backbone(model_name: str, image_size: int | None, weights: str) -> keras.Model:
+    """Build a Keras application without top, under the name "backbone", and load its weights.
+
+    Args:
+        model_name: One of `MODEL_NAMES`.
+        image_size: Side of its input in pixels; None for images of any size.
+        weights: See `build_model`.
+
+    Returns:
+        The application; scaling of values is not in it.
+
+    Raises:
+        ModelError: Weights that cannot be had.
+    """
     shape = (image_size, image_size, 3)
     download = "imagenet" if weights == "imagenet" else None
     try:
@@ -264,7 +253,7 @@ def _existing(path: Path) -> Path:
 
 
 def _weights_message(model_name: str, weights: str, error: Exception) -> str:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    reason = first_line(error)
     if weights == "imagenet":
         return (
             f"the ImageNet weights of {model_name} could not be downloaded ({reason}); give a "

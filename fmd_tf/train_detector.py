@@ -14,6 +14,7 @@ from pathlib import Path
 
 import keras
 
+from fmd_tf.centerface import build_detector, freeze_first_layers
 from fmd_tf.checkpoints import (
     LOCK,
     BestModel,
@@ -25,14 +26,7 @@ from fmd_tf.checkpoints import (
 )
 from fmd_tf.command import find_folder, run_training, weights_at_hand
 from fmd_tf.config import NO_WEIGHTS, DetectorConfig
-from fmd_tf.detector import (
-    DetectorCard,
-    build_detector,
-    face_loss,
-    freeze_first_layers,
-    load_detector,
-    save_detector,
-)
+from fmd_tf.detector import DetectorCard, face_loss, load_detector, save_detector
 from fmd_tf.detector_metrics import average_precision, choose_threshold
 from fmd_tf.detector_pipeline import train_views, views_per_epoch
 from fmd_tf.devices import select_device
@@ -47,7 +41,6 @@ from fmd_tf.evaluate_detector import (
     whole_photos,
 )
 from fmd_tf.input_pipeline import steps_per_epoch
-from fmd_tf.model import freeze_batch_norm
 from fmd_tf.publish import locked, write_text
 from fmd_tf.splits import Split, SplitError, choose_split, group_photos, save_split, split_digests
 from fmd_tf.voc import Annotation, Folder, read_folder
@@ -201,10 +194,9 @@ def _callbacks(
 
 
 def _build(config: DetectorConfig) -> keras.Model:
-    """Build the detector; pretrained batch norm and first layers stay as they are."""
+    """Build the detector; pretrained first layers stay as they are."""
     model = build_detector(config.weights)
     if config.weights != NO_WEIGHTS:
-        freeze_batch_norm(model)
         freeze_first_layers(model)
     return model
 
