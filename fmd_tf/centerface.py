@@ -191,7 +191,7 @@ def _load(layers: Sequence[keras.layers.Layer], weights: str) -> None:
     try:
         for layer, arrays in zip(layers, _read_centerface(path), strict=True):
             layer.set_weights(arrays)
-    except ValueError as error:
+    except (IndexError, ValueError) as error:
         raise ModelError(
             f"{path} does not hold CenterFace's weights ({first_line(error)}); expected "
             "centerface_bnmerged.onnx of its repository, which is centerface.onnx in the Python "
@@ -251,7 +251,7 @@ def _fold(nodes: Iterable[Any], arrays: Mapping[str, np.ndarray]) -> list[Arrays
             factor = scale / np.sqrt(variance + _EPSILON)
             kernel, bias = layers[-1]
             layers[-1] = [kernel * factor[:, None], shift + (bias - mean) * factor]
-        elif values:
+        elif node.op_type in ("Conv", "ConvTranspose"):
             # A depthwise kernel has one input channel, and transposed ones have it first.
             axes = (2, 3, 0, 1) if values[0].shape[1] == 1 else (2, 3, 1, 0)
             bias = values[1] if len(values) > 1 else np.zeros(1, np.float32)

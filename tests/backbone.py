@@ -1,8 +1,8 @@
-"""A shallow stand-in for MobileNetV2, for tests of what is done with a network.
+"""Shallow stand-ins for MobileNetV2 and the detector, for tests of what is done with a network.
 
 TensorFlow takes half a minute to trace a training of the real one, whose 154 layers a test of
 folds or of a killed run is not about. The notebook's test trains the real one, as classifier and
-as detector, and the tests of `model`, `detector`, `export` and `freezing` build it.
+as detector, and the tests of `model`, `centerface`, `export` and `freezing` build it.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from typing import Any
 import keras
 import pytest
 
-from fmd_tf import model
+from fmd_tf import centerface, model
 
-# The layers that the detector takes features from, at strides 4 to 32, and their channels.
+# Layers at strides 4 to 32, and their channels.
 _STAGES = {
     "block_3_expand_relu": 16,
     "block_6_expand_relu": 16,
     "block_13_expand_relu": 24,
     "out_relu": 32,
 }
+_DETECTOR_STAGES = tuple((2, 8, 2, stride) for stride in (1, 2, 2, 2, 1, 2, 1))
 
 
 def shallow_mobilenet(
@@ -42,6 +43,7 @@ def _stage(x: keras.KerasTensor, convolution: keras.layers.Layer, name: str) -> 
 
 
 def make_shallow(patch: pytest.MonkeyPatch) -> None:
-    """Let "mobilenet" be the shallow one, as `--weights none` and as the file of its weights."""
+    """Let "mobilenet" be the shallow one, also in a file of its weights, and the detector too."""
     shallow = replace(model._BACKBONES["mobilenet"], build=shallow_mobilenet)
     patch.setitem(model._BACKBONES, "mobilenet", shallow)
+    patch.setattr(centerface, "_STAGES", _DETECTOR_STAGES)

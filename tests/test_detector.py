@@ -3,13 +3,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from fmd_tf.centerface import build_detector
 from fmd_tf.detector import (
     DetectorCard,
-    build_detector,
     cell_boxes,
     face_loss,
     find_faces,
-    freeze_first_layers,
     load_detector,
     save_detector,
     scale_photo,
@@ -44,13 +43,6 @@ class _Drawn:
             return tf.fill([1, photo.shape[1] // 4, photo.shape[2] // 4, 5], -10.0)
         assert photo.shape[1:3] == [4 * self.output.shape[1], 4 * self.output.shape[2]]
         return tf.constant(self.output)
-
-
-def test_the_map_has_a_cell_for_four_pixels(detector):
-    for height, width in ((64, 96), (32, 32)):
-        output = detector(np.zeros((2, height, width, 3), np.float32))
-        assert output.shape == (2, height // 4, width // 4, 5)
-        assert output.dtype == tf.float32
 
 
 def test_cell_boxes_reach_from_the_cells_center():
@@ -175,15 +167,6 @@ def test_a_high_score_costs_less(first, second):
         return float(face_loss(target, tf.constant(output)))
 
     assert loss(first) < 0.7 * loss(second)
-
-
-def test_the_first_layers_stay_as_they_are():
-    model = build_detector("none")
-    freeze_first_layers(model)
-    trainable = {weight.path for weight in model.trainable_variables}
-    assert not any("Conv1" in path or "block_1_" in path for path in trainable)
-    assert any("block_3_depthwise" in path for path in trainable)
-    assert any("score" in path for path in trainable)
 
 
 def test_a_saved_detector_comes_back(detector, tmp_path):

@@ -1,0 +1,208 @@
+import os
+from pathlib import Path
+
+import keras
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import tensorflow as tf
+from onnx import TensorProto, helper, numpy_helper
+
+from fmd_tf.centerface import SHA256, URL, build_detector, freeze_first_layers
+from fmd_tf.model import ModelError
+
+REAL_FILE = os.environ.get("FMD_CENTERFACE")
+
+
+class _Drawn:
+    """A graph as in CenterFace's file: its operations in their order, with random weights."""
+
+    def __init__(self) -> None:
+        self.random = np.random.default_rng(0)
+        self.nodes, self.arrays = [], []
+
+    def add(self, operation: str, inputs: list[str], *arrays: np.ndarray, **attributes) -> str:
+        names = [f"w{len(self.arrays) + place}" for place in range(len(arrays))]
+        self.arrays += [
+            numpy_helper.from_array(array.astype(np.float32), name)
+            for name, array in zip(names, arrays, strict=True)
+        ]
+        output = f"x{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operation, [*inputs, *names], [output], **attributes))
+        return output
+
+    def convolve(self, x, shape, stride=1, groups=1, relu=True) -> str:
+        # What is added up without being cut off begins small, so that nothing overflows.
+        gain = 2.0 if relu else 0.1
+        kernel = self.random.normal(0, np.sqrt(gain / np.prod(shape[1:])), shape)
+        bias = self.random.normal(0, 0.1, shape[0])
+        pads = [shape[2] // 2] * 4
+        x = self.add("Conv", [x], kernel, bias, strides=[stride] * 2, pads=pads, group=groups)
+        return self.add("Relu", [x]) if relu else x
+
+    def raise_resolution(self, x) -> str:
+        kernel = self.random.normal(0, 0.2, (24, 24, 2, 2))
+        norm = [self.random.uniform(0.5, 1.5, 24) for _ in range(4)]
+        x = self.add("ConvTranspose", [x], kernel, strides=[2, 2])
+        return self.add("Relu", [self.add("BatchNormalization", [x], *norm, epsilon=1e-3)])
+
+    def block(self, x, expansion, before, channels, stride) -> str:
+        inside, width = x, expansion * before
+        if expansion > 1:
+            inside = self.convolve(x, (width, before, 1, 1))
+        inside = self.convolve(inside, (width, 1, 3, 3), stride, groups=width)
+        inside = self.convolve(inside, (channels, width, 1, 1), relu=False)
+        return self.add("Add", [x, inside]) if stride == 1 and before == channels else inside
+
+    def write(self, path: Path) -> Path:
+        x, before, features = self.convolve("photo", (32, 3, 3, 3), 2), 32, {}
+        self.arrays[0] = numpy_helper.from_array(
+            numpy_helper.to_array(self.arrays[0]) / np.float32(255), self.arrays[0].name
+        )
+        stages = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1)]
+        for expansion, channels, blocks, stride in [*stages, (6, 160, 3, 2), (6, 320, 1, 1)]:
+            for block in range(blocks):
+                x = self.block(x, expansion, before, channels, 1 if block else stride)
+                before = channels
+            features[channels] = x
+        x = self.convolve(x, (24, 320, 1, 1))
+        for channels in (96, 32, 24):
+            x = self.raise_resolution(x)
+            x = self.add("Add", [x, self.convolve(features[channels], (24, channels, 1, 1))])
+        x = self.convolve(x, (24, 24, 3, 3))
+        score = self.add("Sigmoid", [self.convolve(x, (1, 24, 1, 1), relu=False)])
+        size, offset, landmarks = (
+            self.convolve(x, (number, 24, 1, 1), relu=False) for number in (2, 2, 10)
+        )
+        maps = [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+            for name in (score, size, offset, landmarks)
+        ]
+        photo = helper.make_tensor_value_info("photo", TensorProto.FLOAT, ["n", 3, "h", "w"])
+        graph = helper.make_graph(self.nodes, "drawn", [photo], maps, self.arrays)
+        opset = [helper.make_opsetid("", 13)]
+        onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+        return path
+
+
+@pytest.fixture(scope="module")
+def random_detector() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    return build_detector("none")
+
+
+def test_the_map_has_a_cell_for_four_pixels(random_detector):
+    for height, width in ((64, 96), (32, 32)):
+        output = random_detector(np.zeros((2, height, width, 3), np.float32))
+        assert output.shape == (2, height // 4, width // 4, 5)
+        assert output.dtype == tf.float32
+
+
+def test_from_random_weights_the_first_scores_are_small(random_detector):
+    photo = np.random.default_rng(0).uniform(0, 255, (1, 64, 64, 3)).astype(np.float32)
+    logits, distances = np.split(random_detector(photo).numpy(), [1], axis=-1)
+    assert logits.max() < -4 and np.abs(distances - 1.0).max() < 0.5
+
+
+def test_the_first_layers_stay_as_they_are():
+    model = build_detector("none")
+    total = len(model.trainable_variables)
+    freeze_first_layers(model)
+    # The first convolution, a block of two layers and two of three; each has a kernel and a bias.
+    assert len(model.trainable_variables) == total - 2 * (1 + 2 + 3 + 3)
+    assert model.get_layer("score").trainable
+
+
+def _widened(path: Path) -> onnx.ModelProto:
+    """Read a file whose input has a fixed size, so that it takes any."""
+    model = onnx.load(path)
+    for value in (*model.graph.input, *model.graph.output):
+        if len(value.type.tensor_type.shape.dim) == 4:
+            for dimension in (0, 2, 3):
+                value.type.tensor_type.shape.dim[dimension].dim_param = f"{value.name}_{dimension}"
+    return model
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "drawn",
+        pytest.param(
+            "published",
+            marks=pytest.mark.skipif(not REAL_FILE, reason="FMD_CENTERFACE names no .onnx file"),
+        ),
+    ],
+)
+def test_a_file_answers_in_keras_as_it_does_in_onnx(kind, tmp_path):
+    path = _Drawn().write(tmp_path / "drawn.onnx") if kind == "drawn" else Path(REAL_FILE)
+    photo = np.random.default_rng(1).uniform(0, 255, (1, 96, 128, 3)).astype(np.float32)
+    session = onnxruntime.InferenceSession(_widened(path).SerializeToString())
+    inputs = {session.get_inputs()[0].name: photo.transpose(0, 3, 1, 2)}
+    score, size, *_ = (each[0].transpose(1, 2, 0) for each in session.run(None, inputs))
+    output = build_detector(str(path))(photo).numpy()[0]
+    assert 1 / (1 + np.exp(-output[..., 0])) == pytest.approx(score[..., 0], abs=1e-4)
+    # It has the logarithms of height and width in cells; left and right are half a width away.
+    half = size - np.log(2.0)
+    assert output[..., 1:] == pytest.approx(half[..., [1, 0, 1, 0]], rel=1e-3, abs=1e-3)
+
+
+def test_the_weights_of_mobilenet_give_what_keras_makes_of_them(tmp_path):
+    """The first layer sees the same windows; in later ones Keras pads otherwise."""
+    keras.utils.set_random_seed(0)
+    backbone = keras.applications.MobileNetV2(
+        include_top=False, weights=None, input_shape=(None, None, 3)
+    )
+    norm = backbone.get_layer("bn_Conv1")
+    norm.set_weights([np.random.default_rng(2).uniform(0.5, 1.5, 32) for _ in range(4)])
+    backbone.save_weights(tmp_path / "mobilenet.weights.h5")
+    model = build_detector(str(tmp_path / "mobilenet.weights.h5"))
+    photo = np.random.default_rng(1).uniform(0, 255, (1, 64, 64, 3)).astype(np.float32)
+    first = keras.Model(backbone.input, backbone.get_layer("Conv1_relu").output)
+    expected = first(photo / 127.5 - 1.0, training=False).numpy()
+    convolution = next(each for each in model.layers if isinstance(each, keras.layers.Conv2D))
+    # Our cell i looks at the pixels 2i - 1 to 2i + 1, and theirs at 2i to 2i + 2.
+    moved = np.roll(photo, -1, axis=(1, 2))
+    seen = keras.Model(model.input, convolution.output)(moved).numpy()
+    inner = np.s_[:, 1:-1, 1:-1]
+    assert np.minimum(seen, 6.0)[inner] == pytest.approx(expected[inner], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("none.onnx", None, r"--weights: no file .*none\.onnx; give centerface or its \.onnx file"),
+        ("text.onnx", b"no graph", r"text\.onnx does not hold CenterFace's weights \(no ONNX file"),
+        ("empty.onnx", b"", "empty.onnx does not hold CenterFace's weights"),
+        ("text.weights.h5", b"no weights", "text.weights.h5 does not hold weights of"),
+    ],
+)
+def test_a_file_without_its_weights_is_named(name, content, message, tmp_path):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ModelError, match=message):
+        build_detector(str(tmp_path / name))
+
+
+def test_another_network_is_refused(tmp_path):
+    drawn = _Drawn()
+    drawn.convolve("photo", (8, 3, 3, 3))
+    graph = helper.make_graph(drawn.nodes, "other", [], [], drawn.arrays)
+    onnx.save(helper.make_model(graph), tmp_path / "other.onnx")
+    with pytest.raises(ModelError, match="does not hold CenterFace's weights"):
+        build_detector(str(tmp_path / "other.onnx"))
+
+
+def test_a_download_that_fails_says_where_else_the_file_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setattr("fmd_tf.centerface.URL", (tmp_path / "gone.onnx").as_uri())
+    with pytest.raises(ModelError, match=r"could not be downloaded .*--weights FILE\.onnx"):
+        build_detector("centerface")
+    assert URL.startswith("https://") and len(SHA256) == 64
+
+
+def test_a_download_of_something_else_is_refused(monkeypatch, tmp_path):
+    (tmp_path / "other.onnx").write_bytes(b"something else")
+    monkeypatch.setattr("fmd_tf.centerface.URL", (tmp_path / "other.onnx").as_uri())
+    with pytest.raises(ModelError, match="could not be downloaded"):
+        build_detector("centerface")
