@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from fmd_tf.detector import DetectorCard, find_faces, load_detector
 from fmd_tf.errors import UserError, install_command
-from fmd_tf.freezing import fold_batch_norm, freeze
+from fmd_tf.freezing import freeze
 from fmd_tf.photos import PhotoError
 from fmd_tf.voc import AnnotationError, photo_name, read_boxes
 
@@ -97,9 +97,8 @@ def trained_detector(
         card: Its card.
         threshold: Least face score; None takes the card's.
     """
-    folded = fold_batch_norm(model)
     find = freeze(
-        lambda photo: find_faces(folded, card, photo, threshold),
+        lambda photo: find_faces(model, card, photo, threshold),
         tf.TensorSpec([None, None, 3], tf.uint8),
     )
 
