@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from fmd_tf.client import Client, Prediction, ServingError
-from fmd_tf.errors import UserError
+from fmd_tf.errors import UserError, first_line
 from fmd_tf.freezing import fold_batch_norm, freeze
 from fmd_tf.input_pipeline import crop_faces
 from fmd_tf.model import ModelCard, load_model
@@ -213,8 +213,9 @@ class _SavedModel:
             self._loaded = tf.saved_model.load(str(folder))
         # What a damaged file raises is not documented.
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            raise BackendError(f"{folder} cannot be loaded as a SavedModel ({reason})") from error
+            raise BackendError(
+                f"{folder} cannot be loaded as a SavedModel ({first_line(error)})"
+            ) from error
         self._signatures = self._loaded.signatures
         _require_signatures(self._signatures, str(folder))
         self._batch_size = batch_size

@@ -29,6 +29,11 @@ from fmd_tf.voc import Annotation
 
 _PADDING = 0.2
 _BALANCE = 0.5
+_PEERS = {
+    "first epoch": "decoding",
+    "OpenCV, a face at a time": "first epoch",
+    "later epochs": "NumPy copy",
+}
 Way = Callable[[], object]
 
 
@@ -77,17 +82,12 @@ def benchmark_input(
     }
     times = time_in_turns(ways, rounds)
     rates = {name: 1000 * len(crops) / each["ms"] for name, each in times.items()}
-    peers = {
-        "first epoch": "decoding",
-        "OpenCV, a face at a time": "first epoch",
-        "later epochs": "NumPy copy",
-    }
     rows = [
         {
             "way": name,
             "crops_per_second": rate,
-            "beside": peers.get(name),
-            "ratio": rate / rates[peers[name]] if name in peers else None,
+            "beside": _PEERS.get(name),
+            "ratio": rate / rates[_PEERS[name]] if name in _PEERS else None,
             "processor_seconds": times[name]["cpu_ms"] / 1000,
         }
         for name, rate in rates.items()

@@ -6,7 +6,7 @@ width multiples of 32, to float32 [batch, height / 4, width / 4, 5].
 It is CenterFace (Xu et al. 2019, arXiv:1911.03599): MobileNetV2 (Sandler et al. 2018,
 arXiv:1801.04381), whose features at strides 32 to 4 are merged into one map of stride 4, because
 half of the faces have fewer than 21 pixels. Its published weights know the faces of the 12,880
-photos of WIDER FACE. Batch norm is part of the convolutions there, and here.
+photos of WIDER FACE. Batch norm is part of the convolutions here.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def build_detector(weights: str = CENTERFACE) -> keras.Model:
         ModelError: Weights that cannot be had.
     """
     photo = keras.Input((None, None, 3), name="photo", dtype="float32")
-    network = _Network()
+    network = _Network("relu6" if _is_mobilenet(weights) else "relu")
     x = keras.layers.Rescaling(1 / 255, name="scale")(photo)
     x = network.merge(network.extract(x))
     score = _predict(x, 1, _FIRST_LOGIT, "score")
@@ -95,8 +95,9 @@ def freeze_first_layers(model: keras.Model) -> None:
 class _Network:
     """Adds convolutions and keeps them in the order in which files have their weights."""
 
-    def __init__(self) -> None:
+    def __init__(self, activation: str) -> None:
         self.layers: list[keras.layers.Layer] = []
+        self._activation = activation
 
     def extract(self, x: keras.KerasTensor) -> list[keras.KerasTensor]:
         """Run MobileNetV2; return its features at strides 4, 8, 16 and 32."""
@@ -114,7 +115,8 @@ class _Network:
         *finer, x = features
         x = self._convolve(x, _CHANNELS, 1)
         for feature in reversed(finer):
-            x = self._add(keras.layers.Conv2DTranspose(_CHANNELS, 2, 2, activation="relu"))(x)
+            larger = keras.layers.Conv2DTranspose(_CHANNELS, 2, 2, activation=self._activation)
+            x = self._add(larger)(x)
             x = keras.layers.Add()([x, self._convolve(feature, _CHANNELS, 1)])
         return self._convolve(x, _CHANNELS, 3)
 
@@ -127,12 +129,12 @@ class _Network:
             3,
             stride,
             "valid" if stride > 1 else "same",
-            activation="relu",
+            activation=self._activation,
             depthwise_initializer=keras.initializers.RandomNormal(stddev=(2 / 9) ** 0.5),
         )
         inside = self._add(depthwise)(_pad(inside, stride))
         has_shortcut = stride == 1 and x.shape[-1] == channels
-        inside = self._convolve(inside, channels, 1, activation=None, is_zero=has_shortcut)
+        inside = self._convolve(inside, channels, 1, is_linear=True, is_zero=has_shortcut)
         return keras.layers.Add(name=name)([x, inside]) if has_shortcut else inside
 
     def _convolve(
@@ -141,7 +143,7 @@ class _Network:
         channels: int,
         size: int,
         strides: int = 1,
-        activation: str | None = "relu",
+        is_linear: bool = False,
         is_zero: bool = False,
     ) -> keras.KerasTensor:
         """Convolve; `is_zero` begins from nothing, as without batch norm sums would grow."""
@@ -150,7 +152,7 @@ class _Network:
             size,
             strides,
             "valid" if strides > 1 else "same",
-            activation=activation,
+            activation=None if is_linear else self._activation,
             kernel_initializer="zeros" if is_zero else "he_normal",
         )
         return self._add(convolution)(_pad(x, strides))
@@ -176,9 +178,13 @@ def _predict(x: keras.KerasTensor, channels: int, first: float, name: str) -> ke
     )(x)
 
 
+def _is_mobilenet(weights: str) -> bool:
+    return weights == IMAGENET or weights.endswith(".weights.h5")
+
+
 def _load(layers: Sequence[keras.layers.Layer], weights: str) -> None:
     """Load CenterFace's weights into all layers, or MobileNetV2's into the first of them."""
-    if weights == IMAGENET or weights.endswith(".weights.h5"):
+    if _is_mobilenet(weights):
         for layer, arrays in zip(layers, _read_mobilenet(weights), strict=False):
             layer.set_weights(arrays)
         return
@@ -224,13 +230,13 @@ def _read_centerface(path: Path) -> list[Arrays]:
     """Read CenterFace's weights: MobileNetV2, eight layers that merge its features, two heads."""
     # It takes half a second, and is needed here alone.
     import onnx
-    from google.protobuf.message import DecodeError
 
     try:
-        graph = onnx.load(path).graph
-    except DecodeError as error:
-        raise ValueError("no ONNX file") from error
-    arrays = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+        graph = onnx.load(path, format="protobuf").graph
+        arrays = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+    # It raises DecodeError, ValidationError, TypeError, KeyError and more, of no common root.
+    except Exception as error:
+        raise ValueError(f"no whole ONNX file: {first_line(error)}") from error
     *layers, score, size, _, _ = _fold(graph.node, arrays)
     # It takes values of 0 to 255, and here 0 to 1 come in.
     layers[0][0] = 255.0 * layers[0][0]
@@ -249,6 +255,7 @@ def _fold(nodes: Iterable[Any], arrays: Mapping[str, np.ndarray]) -> list[Arrays
         if node.op_type == "BatchNormalization":
             scale, shift, mean, variance = values
             factor = scale / np.sqrt(variance + _EPSILON)
+            # Of a transposed convolution: its output channels come before those of its input.
             kernel, bias = layers[-1]
             layers[-1] = [kernel * factor[:, None], shift + (bias - mean) * factor]
         elif node.op_type in ("Conv", "ConvTranspose"):

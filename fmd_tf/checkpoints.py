@@ -99,6 +99,11 @@ class RunFolder:
         """The model that was best on validation faces so far."""
         return self.path / self.best_name
 
+    def identity(self) -> dict[str, Any]:
+        """Return the settings of the run that it holds; {} where there is none."""
+        run_file = self.path / _RUN_FILE
+        return json.loads(run_file.read_text(encoding="utf-8")) if run_file.is_file() else {}
+
     def open(self, identity: Mapping[str, Any], overwrite: bool = False) -> None:
         """Claim the folder for a run, or go on with the run it holds.
 
@@ -113,11 +118,11 @@ class RunFolder:
         Raises:
             CheckpointError: It holds a run with other settings, or a model of another run.
         """
-        run_file, exported = self.path / _RUN_FILE, self.path / EXPORTED
+        exported = self.path / EXPORTED
         wanted = json.loads(json.dumps(identity, default=str))
         if overwrite:
             self._discard()
-        found = json.loads(run_file.read_text(encoding="utf-8")) if run_file.is_file() else None
+        found = self.identity()
         if found and any(self.path.glob("state-*")):
             self._require_same(found, wanted)
         # Killed between its first model and its first state, a run begins anew.
@@ -129,7 +134,7 @@ class RunFolder:
         else:
             exported.unlink(missing_ok=True)
         self.path.mkdir(parents=True, exist_ok=True)
-        write_text(run_file, json.dumps(wanted, indent=2))
+        write_text(self.path / _RUN_FILE, json.dumps(wanted, indent=2))
 
     def _discard(self) -> None:
         self._remove_states()

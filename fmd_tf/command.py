@@ -7,7 +7,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fmd_tf.config import CENTERFACE, IMAGENET, NO_WEIGHTS, RunConfig, RunConfigT, parse_config
+from fmd_tf.checkpoints import RunFolder
+from fmd_tf.config import (
+    CENTERFACE,
+    IMAGENET,
+    NO_WEIGHTS,
+    DetectorConfig,
+    RunConfig,
+    RunConfigT,
+    TrainConfig,
+    parse_config,
+)
 from fmd_tf.download import find_data
 from fmd_tf.model import ModelError
 from fmd_tf.sample_data import SAMPLE_DIR, write_sample
@@ -22,25 +32,37 @@ def find_folder(config: RunConfig) -> Path:
     return write_sample(SAMPLE_DIR) if config.sample else find_data(config.data_dir)
 
 
-def weights_at_hand(weights: str, sample: bool, build: Callable[[str], Any]) -> str:
-    """Let the quick start begin from random weights where none can be downloaded.
+def weights_at_hand(
+    config: TrainConfig | DetectorConfig, run: RunFolder, build: Callable[[str], Any]
+) -> str:
+    """Fail before anything is discarded where the weights of a new run cannot be had.
+
+    The quick start begins from random weights where none can be downloaded, and goes on so.
 
     Args:
-        weights: What the run is to begin from, see `model.build_model`.
-        sample: Whether it is the quick start, on drawn data.
-        build: Builds the run's model from weights.
+        config: The run.
+        run: Its checkpoint folder.
+        build: Builds the run's model from weights, see `model.build_model`.
 
     Returns:
         What it begins from, which is part of what the run is.
+
+    Raises:
+        ModelError: Weights that cannot be had.
     """
-    if not (sample and weights in (IMAGENET, CENTERFACE)):
-        return weights
+    held = {} if config.overwrite else run.identity()
+    if config.sample and held.get("weights") == NO_WEIGHTS:
+        return NO_WEIGHTS
+    if held and (run.latest() or run.teacher.latest()):
+        return config.weights
     try:
-        build(weights)
+        build(config.weights)
     except ModelError:
+        if not config.sample or config.weights not in (IMAGENET, CENTERFACE):
+            raise
         print("No weights without internet: this quick start begins from random weights.")
         return NO_WEIGHTS
-    return weights
+    return config.weights
 
 
 def run_training(

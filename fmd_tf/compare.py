@@ -73,9 +73,9 @@ def _row(
     rare = min(present, key=lambda each: each["support"])
     cells = [folder.name]
     for name in ("accuracy", "macro_f1"):
-        low, high = differences[name] if differences else (0.0, 0.0)
+        limits = (differences or {}).get(name)
         cells.append(f"{figures[name]:.4f}")
-        cells.append(f"{low:+.3f} to {high:+.3f}" if differences else "")
+        cells.append("{:+.3f} to {:+.3f}".format(*limits) if limits else "")
     cells += [f"{rare['recall']:.3f}", f"{figures['calibration_error']:.3f}", _minutes(folder)]
     return "| " + " | ".join(cells) + " |"
 

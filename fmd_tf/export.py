@@ -247,7 +247,9 @@ def _write(model: keras.Model, card: ModelCard, detector: Detector | None, folde
 def _classifier(model: keras.Model, card: ModelCard) -> Classifier:
     """Return the function from crops float32 [batch, size, size, 3] to the outputs."""
     size = card.image_size
-    frozen = _freeze(model, tf.TensorSpec([None, size, size, 3], tf.float32, name="crops"))
+    folded = fold_batch_norm(model)
+    spec = tf.TensorSpec([None, size, size, 3], tf.float32, name="crops")
+    frozen = freeze(lambda images: folded(images, training=False), spec)
     batched = _batched(frozen, len(card.class_names))
 
     def classify(crops: tf.Tensor) -> Outputs:
@@ -267,11 +269,6 @@ def _classifier(model: keras.Model, card: ModelCard) -> Classifier:
         }
 
     return classify
-
-
-def _freeze(model: keras.Model, spec: tf.TensorSpec) -> Callable[..., list[tf.Tensor]]:
-    folded = fold_batch_norm(model)
-    return freeze(lambda images: folded(images, training=False), spec)
 
 
 def _batched(
@@ -397,7 +394,8 @@ def _photo_endpoint(
     card: ModelCard, classify: Classifier, detector: keras.Model, detector_card: DetectorCard
 ) -> tf.types.experimental.GenericFunction:
     """Return `photo`."""
-    frozen = _freeze(detector, tf.TensorSpec([None, None, None, 3], tf.float32, name="photos"))
+    spec = tf.TensorSpec([None, None, None, 3], tf.float32, name="photos")
+    frozen = freeze(lambda images: detector(images, training=False), spec)
     size = card.image_size
 
     def detect(images: tf.Tensor, training: bool) -> tf.Tensor:

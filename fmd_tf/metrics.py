@@ -271,7 +271,8 @@ def _intervals(
     Faces of one photo are alike, so drawing single faces would give intervals that are too
     narrow (cluster bootstrap; Field & Welsh 2007, "Bootstrapping clustered data").
     """
-    if not len(predictions.labels):
+    # Drawn from one group, all samples are the same, which is no certainty.
+    if len(np.unique(predictions.groups)) < 2:
         return {}
     figures = _bootstrap(predictions, len(class_names), num_bootstrap, seed)
     overall = {name: interval(figures[name]) for name in _OVERALL}
@@ -300,8 +301,10 @@ def paired_differences(
         num_classes: Number of classes.
 
     Returns:
-        The interval (low, high) of each overall figure.
+        The interval (low, high) of each overall figure; none of fewer than two groups.
     """
+    if len(np.unique(first.groups)) < 2:
+        return {}
     second = replace(second, groups=first.groups)
     drawn = [_bootstrap(each, num_classes, 1000, 0) for each in (first, second)]
     return {name: interval(drawn[1][name] - drawn[0][name]) for name in _OVERALL}
@@ -425,8 +428,9 @@ def format_summary(metrics: dict[str, Any], class_names: Sequence[str]) -> str:
         if not part["num_faces"]:
             continue
         for name in ("accuracy", "macro_f1"):
-            low, high = part["intervals_95"][name]
-            lines.append(f"  {name:<{width}}  {part[name]:.4f}  (95 %: {low:.3f} to {high:.3f})")
+            limits = part["intervals_95"].get(name)
+            span = "  (95 %: {:.3f} to {:.3f})".format(*limits) if limits else ""
+            lines.append(f"  {name:<{width}}  {part[name]:.4f}{span}")
         lines.append(f"  {'calibration':<{width}}  {part['calibration_error']:.4f}")
         lines.append(f"  {'class':<{width}}  precision  recall      f1   faces")
         for name in class_names:

@@ -289,13 +289,17 @@ class ModelVersions:
         except Exception as error:
             message = f"{type(error).__name__}: {error}".splitlines()[0]
             _log.error("version %d cannot be loaded from %s: %s", version, path, message)
-            self._failed[version] = (seen, message)
+            with self._lock:
+                self._failed[version] = (seen, message)
             return False
         finally:
             self._loading = None
         with self._lock:
-            replaced = self._loaded.get(version)
-            self._loaded[version] = servable
+            # Closed meanwhile, there is nobody left who would release it.
+            is_late = self._stopped.is_set()
+            replaced = servable if is_late else self._loaded.get(version)
+            if not is_late:
+                self._loaded[version] = servable
             self._failed.pop(version, None)
         if replaced is not None:
             replaced.release()

@@ -38,7 +38,8 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -285,13 +286,20 @@ class Application:
             raise _overloaded(f"{self._pending} requests are pending already")
         self._change_pending(1)
         loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(self._pool, self._answer, target, headers, body)
-        future.add_done_callback(lambda _: self._change_pending(-1))
+        job = self._pool.submit(self._answer, target, headers, body)
+
+        def end(_: Future) -> None:
+            with suppress(RuntimeError):  # The loop is closed, and nobody counts any longer.
+                loop.call_soon_threadsafe(self._change_pending, -1)
+
+        # Of the job itself: a request may have gone while its job still works.
+        job.add_done_callback(end)
+        future = asyncio.wrap_future(job)
         try:
             return await asyncio.wait_for(asyncio.shield(future), self._limits.request_timeout)
         except TimeoutError as error:
             # A call that has not begun is dropped; a running one ends by itself.
-            future.cancel()
+            job.cancel()
             text = f"no answer within {self._limits.request_timeout:g} s"
             raise RestError("DEADLINE_EXCEEDED", text) from error
 
@@ -479,8 +487,10 @@ def _label(text: str) -> tuple[str, int]:
 
 
 def _limits(options: argparse.Namespace) -> Limits:
+    max_body_bytes = options.max_body_mb * 2**20
     return Limits(
-        max_body_bytes=options.max_body_mb * 2**20,
+        max_body_bytes=max_body_bytes,
+        max_held_bytes=max(Limits.max_held_bytes, max_body_bytes),
         max_batch=options.max_batch,
         request_timeout=options.request_timeout,
         threads=options.threads,

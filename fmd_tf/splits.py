@@ -363,10 +363,40 @@ def load_split(path: Path | str, groups: Mapping[str, int]) -> Split:
             puts photos of one group into two parts.
     """
     path = Path(path)
+    split, groups_then = _read_split(path)
+    _check_names(split, groups, path)
+    _check_groups(split, groups_then or groups, path)
+    if groups_then:
+        _note_other_groups(split, groups, path)
+    if left_out := len(groups) - sum(map(len, asdict(split).values())):
+        print(f"{left_out} photos are in no part of {path} and left out", flush=True)
+    return split
+
+
+def groups_of_split(split_file: Path | None, groups: Mapping[str, int]) -> Mapping[str, int]:
+    """Return the groups with which a split was made, to be saved with it again.
+
+    Args:
+        split_file: File that the split was read from; None where it was made of `groups`.
+        groups: Group of each photo at hand.
+
+    Returns:
+        Those in the file, where it has them.
+
+    Raises:
+        SplitError: See `load_split`.
+    """
+    return (split_file and _read_split(split_file)[1]) or groups
+
+
+def _read_split(path: Path) -> tuple[Split, dict[str, int]]:
+    """Read a split, and the groups in its file: of all of its photos, or none."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         split = Split(**{part.name: _names(record[part.name]) for part in fields(Split)})
-        groups_then = {photo: int(group) for photo, group in record.get("groups", {}).items()}
+        groups = {photo: int(group) for photo, group in record.get("groups", {}).items()}
+        has_all = all(photo in groups for part in asdict(split).values() for photo in part)
+        return split, groups if has_all else {}
     except FileNotFoundError:
         raise SplitError(f"no split file {path}; a run writes results/metrics/split.json") from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -374,15 +404,6 @@ def load_split(path: Path | str, groups: Mapping[str, int]) -> Split:
             f'{path}: expected JSON with lists of photo names "train", "val" and "test", got '
             f"{type(error).__name__}: {error}"
         ) from error
-    named = {photo for photos in asdict(split).values() for photo in photos}
-    _check_names(split, groups, path)
-    has_groups = named <= groups_then.keys()
-    _check_groups(split, groups_then if has_groups else groups, path)
-    if has_groups:
-        _note_other_groups(split, groups, path)
-    if left_out := len(groups) - len(named):
-        print(f"{left_out} photos are in no part of {path} and left out", flush=True)
-    return split
 
 
 def _note_other_groups(split: Split, groups: Mapping[str, int], path: Path) -> None:

@@ -42,7 +42,14 @@ from fmd_tf.phases import Recipe, Teaching, train_model
 from fmd_tf.plots import plot_history, save_figure
 from fmd_tf.provenance import provenance
 from fmd_tf.publish import locked, require_writable, write_text
-from fmd_tf.splits import Split, choose_split, make_folds, save_split, split_digests
+from fmd_tf.splits import (
+    Split,
+    choose_split,
+    groups_of_split,
+    make_folds,
+    save_split,
+    split_digests,
+)
 from fmd_tf.voc import Folder
 
 _FEWEST_STEPS = 8
@@ -108,7 +115,7 @@ def _train_and_evaluate(config: TrainConfig) -> dict:
     build = partial(build_model, config.model_name, config.image_size, 2)
     config = replace(
         config,
-        weights=weights_at_hand(config.weights, config.sample, build),
+        weights=weights_at_hand(config, RunFolder(config.checkpoint_dir), build),
         self_distill=config.self_distill and config.distill is None,
     )
     crops, folder = _load_data(config)
@@ -237,9 +244,10 @@ def _begin_results(
         if path.resolve() != users:
             path.unlink()
     write_problems(folder, config.results_dir)
+    groups = groups_of_split(config.split_file, crops.group_of_photo)
     for training in trainings:
         name = f"split-{training.fold}.json" if training.fold else "split.json"
-        save_split(training.split, crops.group_of_photo, results / name)
+        save_split(training.split, groups, results / name)
 
 
 def _train(

@@ -42,7 +42,15 @@ from fmd_tf.evaluate_detector import (
 )
 from fmd_tf.input_pipeline import steps_per_epoch
 from fmd_tf.publish import locked, write_text
-from fmd_tf.splits import Split, SplitError, choose_split, group_photos, save_split, split_digests
+from fmd_tf.splits import (
+    Split,
+    SplitError,
+    choose_split,
+    group_photos,
+    groups_of_split,
+    save_split,
+    split_digests,
+)
 from fmd_tf.voc import Annotation, Folder, read_folder
 
 BEST_DETECTOR = "best_detector.keras"
@@ -79,8 +87,8 @@ def train_and_evaluate(config: DetectorConfig) -> dict:
 
 
 def _train_and_evaluate(config: DetectorConfig) -> dict:
-    weights = weights_at_hand(config.weights, config.sample, build_detector)
-    config = replace(config, weights=weights)
+    run = RunFolder(config.checkpoint_dir, BEST_DETECTOR)
+    config = replace(config, weights=weights_at_hand(config, run, build_detector))
     peer = load_peer(config.peer)
     folder = read_folder(find_folder(config), config.class_names, config.skip_invalid)
     groups = group_photos(folder.annotations, config.group_distance)
@@ -93,10 +101,10 @@ def _train_and_evaluate(config: DetectorConfig) -> dict:
                 "annotations, or give another --seed"
             )
         print(f"{name}: {len(part)} photos, {sum(len(each.faces) for each in part)} faces")
-    run = RunFolder(config.checkpoint_dir, BEST_DETECTOR)
     run.open(_identity(config, parts["train"], parts["val"]), config.overwrite)
     # Only now: a run that is refused must leave the results of the one before as they are.
-    save_split(split, groups, config.results_dir / "metrics" / "split.json")
+    of_split = groups_of_split(config.split_file, groups)
+    save_split(split, of_split, config.results_dir / "metrics" / "split.json")
     _train(config, run, parts["train"], parts["val"], split)
     trained = _finish(config, run.best_model, parts["val"])
     tested = "test" if parts["test"] else "val"
@@ -143,7 +151,7 @@ def _train(
     if state and state.done:
         return
     keras.utils.set_random_seed(config.seed)
-    model = _build(config)
+    model = _build(config, state)
     require_space(model, config.checkpoint_dir)
     train = [annotation for annotation in train if annotation.faces]
     steps = steps_per_epoch(views_per_epoch(train), config.batch_size)
@@ -193,9 +201,9 @@ def _callbacks(
     ]
 
 
-def _build(config: DetectorConfig) -> keras.Model:
-    """Build the detector; pretrained first layers stay as they are."""
-    model = build_detector(config.weights)
+def _build(config: DetectorConfig, state: TrainingState | None) -> keras.Model:
+    """Build the detector; pretrained first layers stay as they are. A state has all weights."""
+    model = build_detector(NO_WEIGHTS if state else config.weights)
     if config.weights != NO_WEIGHTS:
         freeze_first_layers(model)
     return model
@@ -208,7 +216,7 @@ def _compile(model: keras.Model, config: DetectorConfig, steps: int) -> None:
         0.0, steps * config.epochs - warm_up, warmup_target=config.lr, warmup_steps=warm_up
     )
     optimizer = keras.optimizers.AdamW(rate, weight_decay=config.weight_decay, clipnorm=10.0)
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    optimizer.exclude_from_weight_decay(var_names=["bias"])
     model.compile(optimizer=optimizer, loss=face_loss)
     model.optimizer.build(model.trainable_variables)
 

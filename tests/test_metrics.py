@@ -90,6 +90,16 @@ def test_faces_that_fail_together_widen_the_interval():
     assert 3.5 < widths[1] / widths[0] < 5.5
 
 
+def test_of_one_group_nothing_is_certain():
+    """A fixed camera's photos are one group: all samples of it are the same."""
+    alone = _predictions([0, 1, 2, 0], [0, 1, 1, 0], groups=np.zeros(4, int))
+    metrics = compute_metrics(alone, NAMES)
+    assert metrics["all_faces"]["intervals_95"] == {}
+    assert paired_differences(alone, alone, 3) == {}
+    lines = format_summary(metrics, NAMES).splitlines()
+    assert next(line.split() for line in lines if "accuracy" in line) == ["accuracy", "0.7500"]
+
+
 def test_samples_without_a_face_of_a_class_say_nothing_of_its_recall():
     """One face of the second class, found: in a third of the samples it is not drawn."""
     chances = np.array([[0.9, 0.1]] * 5 + [[0.1, 0.9]], np.float32)

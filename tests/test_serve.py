@@ -278,6 +278,11 @@ def test_too_many_and_too_slow_requests(base_dir: Path) -> None:
         status, answer = predict(server, body)
         assert status == 504
         assert answer["error"] == "no answer within 0.1 s"
+    limits = Limits(threads=1, request_timeout=0.1, max_pending=1)
+    with running({"face_mask": versions}, limits) as server:
+        # Its client has an answer, and still it works: there is no room for another.
+        assert [predict(server, body)[0] for _ in range(2)] == [504, 429]
+        wait_for(lambda: predict(server, body)[0] == 504)
     versions.close()
 
 

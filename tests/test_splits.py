@@ -11,6 +11,7 @@ from fmd_tf.splits import (
     SplitError,
     choose_split,
     group_photos,
+    groups_of_split,
     load_split,
     make_folds,
     make_split,
@@ -169,6 +170,19 @@ def test_a_split_is_checked_by_the_groups_with_which_it_was_made(tmp_path: Path,
     save_split(Split(("a",), ("b",), ()), {"a": 0, "b": 0}, path)
     with pytest.raises(SplitError, match="leaks"):
         load_split(path, {"a": 0, "b": 1})
+
+
+def test_a_split_is_saved_again_with_its_own_groups(tmp_path: Path):
+    """With those of the photos at hand it would leak, and could not be read."""
+    path, now = tmp_path / "split.json", {"a": 0, "b": 0, "c": 1}
+    save_split(Split(("a",), ("b",), ()), {"a": 5, "b": 6}, path)
+    save_split(load_split(path, now), groups_of_split(path, now), path)
+    assert load_split(path, now).val == ("b",)
+    # A split that was made elsewhere has none, or not of all of its photos.
+    for groups in ({}, {"a": 5}):
+        save_split(Split(("a",), ("c",), ()), groups, path)
+        assert groups_of_split(path, now) == now
+    assert groups_of_split(None, now) == now
 
 
 def test_a_part_without_faces_is_refused_before_training(tmp_path: Path):

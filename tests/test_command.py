@@ -1,0 +1,52 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from fmd_tf.checkpoints import RunFolder
+from fmd_tf.command import weights_at_hand
+from fmd_tf.config import DetectorConfig, TrainConfig
+from fmd_tf.model import ModelError
+
+
+def _offline(weights: str) -> None:
+    raise ModelError(f"no {weights}")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path)
+
+
+def _hold(run: RunFolder, weights: str, epochs: int = 0) -> None:
+    """Let the folder hold a run that began from these weights."""
+    run.open({"weights": weights})
+    for epoch in range(epochs):
+        folder = run.path / f"state-fine_tune-{epoch:03d}"
+        folder.mkdir()
+        state = {"phase": "fine_tune", "epoch": epoch, "done": False, "callbacks": {}}
+        (folder / "state.json").write_text(json.dumps({**state, "history": []}))
+
+
+def test_weights_that_cannot_be_had_end_a_run_before_it_begins(run):
+    for config in (TrainConfig(), DetectorConfig(weights="gone.onnx", sample=True)):
+        with pytest.raises(ModelError, match=config.weights):
+            weights_at_hand(config, run, _offline)
+    assert weights_at_hand(TrainConfig(), run, str) == "imagenet"
+
+
+def test_a_run_that_goes_on_needs_them_no_longer(run):
+    _hold(run, "imagenet", epochs=1)
+    assert weights_at_hand(TrainConfig(), run, _offline) == "imagenet"
+    with pytest.raises(ModelError):
+        weights_at_hand(TrainConfig(overwrite=True), run, _offline)
+
+
+def test_the_quick_start_begins_from_random_weights_and_goes_on_so(run, capsys):
+    sample = TrainConfig(sample=True)
+    assert weights_at_hand(sample, run, _offline) == "none"
+    assert "begins from random weights" in capsys.readouterr().out
+    _hold(run, "none")
+    # There is internet now, and it is the same run all the same.
+    assert weights_at_hand(sample, run, str) == "none"
+    assert weights_at_hand(TrainConfig(sample=True, overwrite=True), run, str) == "imagenet"
