@@ -51,13 +51,16 @@ _EPSILON = 1e-3
 Arrays = list[np.ndarray]
 
 
-def build_detector(weights: str = CENTERFACE) -> keras.Model:
+def build_detector(weights: str = CENTERFACE, is_loaded: bool = True) -> keras.Model:
     """Build the detector.
+
+    The kind of its weights settles its activation: MobileNetV2's are for one that ends at 6.
 
     Args:
         weights: "centerface" (its published ones, downloaded), "imagenet" (of Keras' MobileNetV2,
             downloaded by Keras), "none" (random), or the path of a file of the one (`.onnx`)
             or the other (`.weights.h5`).
+        is_loaded: False leaves the network for these weights at random ones; default True.
 
     Returns:
         A functional model for photos of any size, see the module's contract.
@@ -73,7 +76,7 @@ def build_detector(weights: str = CENTERFACE) -> keras.Model:
     distances = _predict(x, 4, 1.0, "distances")
     output = keras.layers.Concatenate(name="faces", dtype="float32")([score, distances])
     model = keras.Model(photo, output, name="detector")
-    if weights != NO_WEIGHTS:
+    if is_loaded and weights != NO_WEIGHTS:
         heads = [model.get_layer(name) for name in ("score", "distances")]
         _load([*network.layers, *heads], weights)
     return model

@@ -203,7 +203,7 @@ def _callbacks(
 
 def _build(config: DetectorConfig, state: TrainingState | None) -> keras.Model:
     """Build the detector; pretrained first layers stay as they are. A state has all weights."""
-    model = build_detector(NO_WEIGHTS if state else config.weights)
+    model = build_detector(config.weights, is_loaded=state is None)
     if config.weights != NO_WEIGHTS:
         freeze_first_layers(model)
     return model

@@ -149,6 +149,17 @@ def test_a_file_answers_in_keras_as_it_does_in_onnx(kind, tmp_path):
     assert output[..., 1:] == pytest.approx(half[..., [1, 0, 1, 0]], rel=1e-3, abs=1e-3)
 
 
+def test_a_run_that_goes_on_needs_the_network_and_not_the_file():
+    shapes = [weight.shape for weight in build_detector("gone.onnx", is_loaded=False).weights]
+    assert shapes == [weight.shape for weight in build_detector("none").weights]
+    activations = []
+    for weights in ("imagenet", "centerface", "none", "gone.weights.h5"):
+        layers = build_detector(weights, is_loaded=False).layers
+        first = next(each for each in layers if isinstance(each, keras.layers.Conv2D))
+        activations.append(first.activation.__name__)
+    assert activations == ["relu6", "relu", "relu", "relu6"]
+
+
 def test_the_weights_of_mobilenet_give_what_keras_makes_of_them(tmp_path):
     """The first layer sees the same windows; in later ones Keras pads otherwise."""
     keras.utils.set_random_seed(0)

@@ -54,6 +54,7 @@ TRAINED: set[str] = set()
 NOT_RUN = {
     r"bash run\.sh( test.*)?$": "CI runs the two commands themselves",
     r"FMD_DATA_DIR=\S+ bash run\.sh test": "CI runs it where the data is",
+    r"\.venv/bin/pip download": "needs the internet; .ci/run has a line like it",
     r"\.venv/bin/python -m ruff": "CI runs the linter",
     r"(cd savedmodel && )?docker compose": "needs Docker; test_deployment checks the file",
     r".*--webcam": "needs a camera",
