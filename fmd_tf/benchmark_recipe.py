@@ -36,7 +36,7 @@ def benchmark_recipe(
     peer_epochs: int = 3,
     model_name: str = "mobilenet",
     image_size: int = 112,
-    weights: str = IMAGENET,
+    weights: str | None = None,
     peer_weights: str = IMAGENET,
     class_names: Sequence[str] = CLASS_NAMES,
     seed: int = 0,

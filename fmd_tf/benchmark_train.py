@@ -44,7 +44,7 @@ def benchmark_train(
     steps: int = 10,
     rounds: int = 5,
     class_names: Sequence[str] = CLASS_NAMES,
-    weights: str = IMAGENET,
+    weights: str | None = None,
     peer_epochs: int = 0,
     peer_weights: str = IMAGENET,
 ) -> dict[str, Any]:

@@ -1,12 +1,11 @@
-"""The network of the face detector, and the weights that it begins from.
+"""CenterFace's network, and its weights, from which both models begin.
 
-Contract: see `fmd_tf.detector`: photo float32 [batch, height, width, 3], RGB 0-255, height and
-width multiples of 32, to float32 [batch, height / 4, width / 4, 5].
+Contract: images float32 [batch, height, width, 3], RGB 0-1, height and width multiples of 32, to
+features at strides 4 to 32, or to one map of stride 4.
 
-It is CenterFace (Xu et al. 2019, arXiv:1911.03599): MobileNetV2 (Sandler et al. 2018,
-arXiv:1801.04381), whose features at strides 32 to 4 are merged into one map of stride 4, because
-half of the faces have fewer than 21 pixels. Its published weights know the faces of the 12,880
-photos of WIDER FACE. Batch norm is part of the convolutions here.
+CenterFace (Xu et al. 2019, arXiv:1911.03599) is MobileNetV2 (Sandler et al. 2018,
+arXiv:1801.04381), whose features are merged from the coarsest to the finest. Its published weights
+know the faces of the 12,880 photos of WIDER FACE. Batch norm is part of the convolutions here.
 """
 
 from __future__ import annotations
@@ -18,10 +17,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from fmd_tf.config import CENTERFACE, IMAGENET, NO_WEIGHTS
-from fmd_tf.errors import first_line
-from fmd_tf.freezing import fold_batch_norm
-from fmd_tf.model import ModelError, load_backbone, weighted_layers
+from fmd_tf.config import CENTERFACE
+from fmd_tf.errors import ModelError, first_line
 
 URL = (
     "https://raw.githubusercontent.com/Star-Clouds/CenterFace/"
@@ -41,80 +38,66 @@ _STAGES = (
 )
 _MERGED_STAGES = (1, 2, 4, 6)
 _CHANNELS = 24
-_FINEST = "features_4"
-# The share of faces is small, so the first predictions should be small too (Lin et al. 2017,
-# "Focal Loss for Dense Object Detection", arXiv:1708.02002).
-_FIRST_LOGIT = -4.6
+FINEST = "features_4"
+"""Layer whose output is the feature at stride 4."""
 _EPSILON = 1e-3
 """Of the batch norm in CenterFace's file."""
 
 Arrays = list[np.ndarray]
 
 
-def build_detector(weights: str = CENTERFACE, is_loaded: bool = True) -> keras.Model:
-    """Build the detector.
+def is_centerface(weights: str) -> bool:
+    """Tell whether weights are CenterFace's: its name, or an `.onnx` file."""
+    return weights == CENTERFACE or weights.endswith(".onnx")
 
-    The kind of its weights settles its activation: MobileNetV2's are for one that ends at 6.
+
+def build_backbone(image_size: int | None, weights: str) -> keras.Model:
+    """Build the part of the network that a classifier begins from, with its weights.
 
     Args:
-        weights: "centerface" (its published ones, downloaded), "imagenet" (of Keras' MobileNetV2,
-            downloaded by Keras), "none" (random), or the path of a file of the one (`.onnx`)
-            or the other (`.weights.h5`).
-        is_loaded: False leaves the network for these weights at random ones; default True.
+        image_size: Side of its input in pixels; None for images of any size.
+        weights: "centerface" (downloaded), or the path of its `.onnx` file.
 
     Returns:
-        A functional model for photos of any size, see the module's contract.
+        A model "backbone" from images of values 0-1 to features [batch, size / 32, size / 32, 320].
 
     Raises:
         ModelError: Weights that cannot be had.
     """
-    photo = keras.Input((None, None, 3), name="photo", dtype="float32")
-    network = _Network("relu6" if _is_mobilenet(weights) else "relu")
-    x = keras.layers.Rescaling(1 / 255, name="scale")(photo)
-    x = network.merge(network.extract(x))
-    score = _predict(x, 1, _FIRST_LOGIT, "score")
-    distances = _predict(x, 4, 1.0, "distances")
-    output = keras.layers.Concatenate(name="faces", dtype="float32")([score, distances])
-    model = keras.Model(photo, output, name="detector")
-    if is_loaded and weights != NO_WEIGHTS:
-        heads = [model.get_layer(name) for name in ("score", "distances")]
-        _load([*network.layers, *heads], weights)
-    return model
+    image = keras.Input((image_size, image_size, 3))
+    network = Network()
+    *_, features = network.extract(image)
+    load_weights(network.layers, weights)
+    return keras.Model(image, features, name="backbone")
 
 
-def freeze_first_layers(model: keras.Model) -> None:
-    """Leave the layers up to the finest feature as they are; recompile afterwards.
-
-    Their edges and colours need no training, and without their gradients, which are those of the
-    largest maps, a step takes four fifths of the time.
+class Network:
+    """Adds convolutions and keeps them in the order in which files have their weights.
 
     Args:
-        model: From `build_detector`.
+        activation: "relu", or "relu6" for ImageNet's weights of Keras' MobileNetV2.
+
+    Attributes:
+        layers: What was added so far, first the 52 of MobileNetV2.
     """
-    for layer in model.layers[: model.layers.index(model.get_layer(_FINEST))]:
-        layer.trainable = False
 
-
-class _Network:
-    """Adds convolutions and keeps them in the order in which files have their weights."""
-
-    def __init__(self, activation: str) -> None:
+    def __init__(self, activation: str = "relu") -> None:
         self.layers: list[keras.layers.Layer] = []
         self._activation = activation
 
     def extract(self, x: keras.KerasTensor) -> list[keras.KerasTensor]:
-        """Run MobileNetV2; return its features at strides 4, 8, 16 and 32."""
+        """Add MobileNetV2; return its features at strides 4, 8, 16 and 32."""
         x = self._convolve(x, 32, 3, strides=2)
         features: list[keras.KerasTensor] = []
         for expansion, channels, num_blocks, stride in _STAGES:
             for block in range(num_blocks):
-                name = _FINEST if len(features) == 1 and block == num_blocks - 1 else None
+                name = FINEST if len(features) == 1 and block == num_blocks - 1 else None
                 x = self._block(x, expansion, channels, 1 if block else stride, name)
             features.append(x)
         return [features[stage] for stage in _MERGED_STAGES]
 
     def merge(self, features: list[keras.KerasTensor]) -> keras.KerasTensor:
-        """Merge the features from the coarsest to the finest."""
+        """Merge features, as `extract` gives them, into a map of stride 4 with 24 channels."""
         *finer, x = features
         x = self._convolve(x, _CHANNELS, 1)
         for feature in reversed(finer):
@@ -170,35 +153,24 @@ def _pad(x: keras.KerasTensor, stride: int) -> keras.KerasTensor:
     return keras.layers.ZeroPadding2D(1)(x) if stride > 1 else x
 
 
-def _predict(x: keras.KerasTensor, channels: int, first: float, name: str) -> keras.KerasTensor:
-    """Predict in each cell, close to `first` before training: exp of a large value explodes."""
-    return keras.layers.Conv2D(
-        channels,
-        1,
-        kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
-        bias_initializer=keras.initializers.Constant(first),
-        name=name,
-    )(x)
+def load_weights(layers: Sequence[keras.layers.Layer], weights: str) -> None:
+    """Load CenterFace's weights into its layers, or the first of them.
 
+    Args:
+        layers: Of a `Network`; behind all of them may come those of score and borders.
+        weights: See `build_backbone`.
 
-def _is_mobilenet(weights: str) -> bool:
-    return weights == IMAGENET or weights.endswith(".weights.h5")
-
-
-def _load(layers: Sequence[keras.layers.Layer], weights: str) -> None:
-    """Load CenterFace's weights into all layers, or MobileNetV2's into the first of them."""
-    if _is_mobilenet(weights):
-        for layer, arrays in zip(layers, _read_mobilenet(weights), strict=False):
-            layer.set_weights(arrays)
-        return
+    Raises:
+        ModelError: Weights that cannot be had.
+    """
     path = _download() if weights == CENTERFACE else Path(weights)
     if not path.is_file():
         raise ModelError(
             f"--weights: no file {path}; give centerface or its .onnx file, imagenet or a "
-            ".weights.h5 file of MobileNetV2, or none"
+            ".weights.h5 file of the Keras application, or none"
         )
     try:
-        for layer, arrays in zip(layers, _read_centerface(path), strict=True):
+        for layer, arrays in zip(layers, _read(path)[: len(layers)], strict=True):
             layer.set_weights(arrays)
     except (IndexError, ValueError) as error:
         raise ModelError(
@@ -220,17 +192,8 @@ def _download() -> Path:
         ) from error
 
 
-def _read_mobilenet(weights: str) -> list[Arrays]:
-    """Read MobileNetV2's weights without its last layer, batch norm made part of the others."""
-    folded = fold_batch_norm(load_backbone("mobilenet", None, weights))
-    arrays = [layer.get_weights() for layer in weighted_layers(folded)][:-1]
-    # They are for values of -1 to 1, and here 0 to 1 come in.
-    kernel, bias = arrays[0]
-    return [[2.0 * kernel, bias - kernel.sum(axis=(0, 1, 2))], *arrays[1:]]
-
-
-def _read_centerface(path: Path) -> list[Arrays]:
-    """Read CenterFace's weights: MobileNetV2, eight layers that merge its features, two heads."""
+def _read(path: Path) -> list[Arrays]:
+    """Read a kernel and a bias a layer: MobileNetV2, eight layers that merge, score and borders."""
     # It takes half a second, and is needed here alone.
     import onnx
 

@@ -12,10 +12,8 @@ from fmd_tf.config import (
     CENTERFACE,
     IMAGENET,
     NO_WEIGHTS,
-    DetectorConfig,
     RunConfig,
     RunConfigT,
-    TrainConfig,
     parse_config,
 )
 from fmd_tf.download import find_data
@@ -33,16 +31,17 @@ def find_folder(config: RunConfig) -> Path:
 
 
 def weights_at_hand(
-    config: TrainConfig | DetectorConfig, run: RunFolder, build: Callable[[str], Any]
+    weights: str, config: RunConfig, run: RunFolder, build: Callable[[str], Any]
 ) -> str:
     """Fail before anything is discarded where the weights of a new run cannot be had.
 
     The quick start begins from random weights where none can be downloaded, and goes on so.
 
     Args:
+        weights: What the run is to begin from, see `model.build_model`.
         config: The run.
         run: Its checkpoint folder.
-        build: Builds the run's model from weights, see `model.build_model`.
+        build: Builds the run's model from weights.
 
     Returns:
         What it begins from, which is part of what the run is.
@@ -54,15 +53,15 @@ def weights_at_hand(
     if config.sample and held.get("weights") == NO_WEIGHTS:
         return NO_WEIGHTS
     if held and (run.latest() or run.teacher.latest()):
-        return config.weights
+        return weights
     try:
-        build(config.weights)
+        build(weights)
     except ModelError:
-        if not config.sample or config.weights not in (IMAGENET, CENTERFACE):
+        if not config.sample or weights not in (IMAGENET, CENTERFACE):
             raise
         print("No weights without internet: this quick start begins from random weights.")
         return NO_WEIGHTS
-    return config.weights
+    return weights
 
 
 def run_training(

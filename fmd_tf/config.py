@@ -102,7 +102,11 @@ class TrainConfig(RunConfig):
     model_name: str = _setting(
         "mobilenet", "backbone", choices=("mobilenet", "resnet50", "efficientnet")
     )
-    weights: str = _setting(IMAGENET, "imagenet, none, or a .weights.h5 file of the backbone")
+    weights: str | None = _setting(
+        None,
+        "centerface or its .onnx file (mobilenet alone), imagenet or a .weights.h5 file of the "
+        "backbone, or none; default: centerface for mobilenet, else imagenet",
+    )
     distill: Path | None = _setting(
         None,
         "teacher, a best_model.keras of the same split, whose answers are learnt; "
@@ -167,6 +171,10 @@ class TrainConfig(RunConfig):
         self._require("val_fraction", (self.val_fraction or 0) < most, f"less than {most:g}")
         if self.folds and self.split_file:
             raise ConfigError("--folds makes its own splits; leave out --split-file")
+
+    def first_weights(self) -> str:
+        """Return the weights that were asked for, or the best ones that there are."""
+        return self.weights or (CENTERFACE if self.model_name == "mobilenet" else IMAGENET)
 
     def val_fraction_of(self, num_faces: int) -> float:
         """Return the part for validation that was asked for, or that of as many as are enough."""
@@ -257,7 +265,7 @@ def _add_flag(parser: argparse.ArgumentParser, setting: Field, hint: Any) -> Non
     elif hint == tuple[str, ...]:
         options |= {"nargs": "+", "action": _TupleAction, "metavar": "NAME"}
     else:
-        optional = {Path | None: Path, float | None: float}
+        optional = {Path | None: Path, float | None: float, str | None: str}
         options["type"] = optional.get(hint, hint)
         options["choices"] = setting.metadata["choices"]
     parser.add_argument(_flag(setting.name), **options)

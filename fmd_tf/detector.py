@@ -12,14 +12,18 @@ exported graph find the same faces.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import keras
 import tensorflow as tf
 
+from fmd_tf.centerface import FINEST, Network, load_weights
+from fmd_tf.config import CENTERFACE, IMAGENET, NO_WEIGHTS
+from fmd_tf.freezing import fold_batch_norm
 from fmd_tf.input_pipeline import scale_image
-from fmd_tf.model import read_archive, write_archive
+from fmd_tf.model import load_backbone, read_archive, weighted_layers, write_archive
 
 STRIDE = 4
 COARSEST_STRIDE = 32
@@ -27,6 +31,9 @@ MAX_FACES = 500
 LARGE_FACE = 64
 """Shorter side, in pixels of the photo at full size, of faces that are found at half of it too."""
 BOX_LOSS = 2.0
+# The share of faces is small, so the first predictions should be small too (Lin et al. 2017,
+# "Focal Loss for Dense Object Detection", arXiv:1708.02002).
+_FIRST_LOGIT = -4.6
 _NEARNESS_POWER = 4.0
 
 
@@ -45,6 +52,75 @@ class DetectorCard:
     threshold: float = 0.3
     max_overlap: float = 0.5
     training: dict = field(default_factory=dict)
+
+
+def build_detector(weights: str = CENTERFACE, is_loaded: bool = True) -> keras.Model:
+    """Build the detector.
+
+    The kind of its weights settles its activation: MobileNetV2's are for one that ends at 6.
+
+    Args:
+        weights: "centerface" (its published ones, downloaded), "imagenet" (of Keras' MobileNetV2,
+            downloaded by Keras), "none" (random), or the path of a file of the one (`.onnx`)
+            or the other (`.weights.h5`).
+        is_loaded: False leaves the network for these weights at random ones; default True.
+
+    Returns:
+        A functional model for photos of any size, see the module's contract.
+
+    Raises:
+        ModelError: Weights that cannot be had.
+    """
+    is_imagenet = weights == IMAGENET or weights.endswith(".weights.h5")
+    photo = keras.Input((None, None, 3), name="photo", dtype="float32")
+    network = Network("relu6" if is_imagenet else "relu")
+    x = keras.layers.Rescaling(1 / 255, name="scale")(photo)
+    x = network.merge(network.extract(x))
+    score = _predict(x, 1, _FIRST_LOGIT, "score")
+    distances = _predict(x, 4, 1.0, "distances")
+    output = keras.layers.Concatenate(name="faces", dtype="float32")([score, distances])
+    model = keras.Model(photo, output, name="detector")
+    if is_loaded and is_imagenet:
+        _load_mobilenet(network.layers, weights)
+    elif is_loaded and weights != NO_WEIGHTS:
+        heads = [model.get_layer(name) for name in ("score", "distances")]
+        load_weights([*network.layers, *heads], weights)
+    return model
+
+
+def _predict(x: keras.KerasTensor, channels: int, first: float, name: str) -> keras.KerasTensor:
+    """Predict in each cell, close to `first` before training: exp of a large value explodes."""
+    return keras.layers.Conv2D(
+        channels,
+        1,
+        kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
+        bias_initializer=keras.initializers.Constant(first),
+        name=name,
+    )(x)
+
+
+def _load_mobilenet(layers: Sequence[keras.layers.Layer], weights: str) -> None:
+    """Load ImageNet's weights of MobileNetV2, batch norm made part of them, but for the last."""
+    folded = fold_batch_norm(load_backbone("mobilenet", None, weights))
+    arrays = [layer.get_weights() for layer in weighted_layers(folded)][:-1]
+    # They are for values of -1 to 1, and here 0 to 1 come in.
+    kernel, bias = arrays[0]
+    arrays[0] = [2.0 * kernel, bias - kernel.sum(axis=(0, 1, 2))]
+    for layer, values in zip(layers, arrays, strict=False):
+        layer.set_weights(values)
+
+
+def freeze_first_layers(model: keras.Model) -> None:
+    """Leave the layers up to the finest feature as they are; recompile afterwards.
+
+    Their edges and colours need no training, and without their gradients, which are those of the
+    largest maps, a step takes four fifths of the time.
+
+    Args:
+        model: From `build_detector`.
+    """
+    for layer in model.layers[: model.layers.index(model.get_layer(FINEST))]:
+        layer.trainable = False
 
 
 def cell_boxes(distances: tf.Tensor) -> tf.Tensor:
@@ -98,7 +174,7 @@ def find_faces(
     cost: of one that fills the photo, a training view never shows more than a part.
 
     Args:
-        model: From `centerface.build_detector`, or anything callable like it.
+        model: From `build_detector`, or anything callable like it.
         card: Its card.
         photo: uint8 [height, width, 3] of any size.
         threshold: Least face score; None takes the card's.

@@ -13,6 +13,10 @@ class UserError(ValueError):
     """Input that cannot be used; the message says what was expected, what came and what to do."""
 
 
+class ModelError(UserError):
+    """A model or its weights cannot be built, read or written."""
+
+
 def install_command(extra: str) -> str:
     """Return the command that installs an extra of `pyproject.toml` where this Python finds it."""
     return f'{sys.executable} -m pip install -e ".[{extra}]"'

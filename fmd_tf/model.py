@@ -20,7 +20,8 @@ from typing import Any, TypeVar
 import keras
 
 from fmd_tf import MIN_IMAGE_SIZE, MIN_MULTI_VIEW_SIZE
-from fmd_tf.errors import UserError, first_line
+from fmd_tf.centerface import build_backbone, is_centerface
+from fmd_tf.errors import ModelError, first_line
 from fmd_tf.publish import replacing
 
 HEAD_LAYERS = ("head_dropout_1", "head_dense", "head_dropout_2", "logits")
@@ -31,10 +32,6 @@ _CARD_MEMBER = "fmd_tf.json"
 # Sides of the views in sevenths of the crop; the first is the one that is trained. In a crop with a
 # padding of 0.2 they are the face with a padding of 0.1, 0 and 0.2.
 _SEVENTHS = (6, 5, 7)
-
-
-class ModelError(UserError):
-    """A model or its weights cannot be built, read or written."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +92,11 @@ def _inside(image: keras.KerasTensor, downloaded: bool) -> keras.KerasTensor:
     return keras.layers.Rescaling(scale, offset, dtype="float32", name="preprocess")(image)
 
 
+def _fraction(image: keras.KerasTensor, downloaded: bool) -> keras.KerasTensor:
+    """Scale to 0..1, as `fmd_tf.centerface` has it."""
+    return keras.layers.Rescaling(1 / 255, dtype="float32", name="preprocess")(image)
+
+
 _BACKBONES = {
     "mobilenet": _Backbone(keras.applications.MobileNetV2, _unit, depthwise=True),
     "resnet50": _Backbone(keras.applications.ResNet50, _caffe, depthwise=False),
@@ -132,7 +134,8 @@ def build_model(
         image_size: Side of the input in pixels, at least 32, or 38 with several views.
         num_classes: Number of outputs.
         weights: "imagenet" (downloaded by Keras), "none" (random), or the path of a
-            `.weights.h5` file for the Keras application with `include_top=False`.
+            `.weights.h5` file for the Keras application with `include_top=False`; for mobilenet
+            also "centerface" (downloaded), or the path of its `.onnx` file.
         dropout: Rate before and after the dense layer; default 0.3.
         dense_units: Width of the dense layer; default 512.
         multi_view: Average six views of each crop; default False, the whole crop.
@@ -199,12 +202,13 @@ def _run_backbone(
     if weights == "none":
         _speed_up_batch_norm(features)
     mode = {} if weights == "none" else {"training": False}
-    image = _BACKBONES[model_name].preprocess(image, weights == "imagenet")
+    preprocess = _fraction if is_centerface(weights) else _BACKBONES[model_name].preprocess
+    image = preprocess(image, weights == "imagenet")
     return features(image, **mode)
 
 
 def load_backbone(model_name: str, image_size: int | None, weights: str) -> keras.Model:
-    """Build a Keras application without top, under the name "backbone", and load its weights.
+    """Build a backbone without top, under the name "backbone", and load its weights.
 
     Args:
         model_name: One of `MODEL_NAMES`.
@@ -212,11 +216,16 @@ def load_backbone(model_name: str, image_size: int | None, weights: str) -> kera
         weights: See `build_model`.
 
     Returns:
-        The application; scaling of values is not in it.
+        A Keras application, or with CenterFace's weights its MobileNetV2; scaling of values is
+        not in it.
 
     Raises:
         ModelError: Weights that cannot be had.
     """
+    if is_centerface(weights):
+        if model_name != "mobilenet":
+            raise ModelError(f"--weights {weights}: CenterFace's are for mobilenet alone")
+        return build_backbone(image_size, weights)
     shape = (image_size, image_size, 3)
     download = "imagenet" if weights == "imagenet" else None
     try:

@@ -113,9 +113,10 @@ def train_and_evaluate(config: TrainConfig) -> dict:
 
 def _train_and_evaluate(config: TrainConfig) -> dict:
     build = partial(build_model, config.model_name, config.image_size, 2)
+    run = RunFolder(config.checkpoint_dir)
     config = replace(
         config,
-        weights=weights_at_hand(config, RunFolder(config.checkpoint_dir), build),
+        weights=weights_at_hand(config.first_weights(), config, run, build),
         self_distill=config.self_distill and config.distill is None,
     )
     crops, folder = _load_data(config)
@@ -346,7 +347,7 @@ def _build(config: TrainConfig, all_views: bool = True) -> keras.Model:
         config.model_name,
         config.image_size,
         len(config.class_names),
-        config.weights,
+        config.first_weights(),
         config.dropout,
         multi_view=config.multi_view,
         all_views=all_views,

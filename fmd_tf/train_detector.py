@@ -14,7 +14,6 @@ from pathlib import Path
 
 import keras
 
-from fmd_tf.centerface import build_detector, freeze_first_layers
 from fmd_tf.checkpoints import (
     LOCK,
     BestModel,
@@ -26,7 +25,14 @@ from fmd_tf.checkpoints import (
 )
 from fmd_tf.command import find_folder, run_training, weights_at_hand
 from fmd_tf.config import NO_WEIGHTS, DetectorConfig
-from fmd_tf.detector import DetectorCard, face_loss, load_detector, save_detector
+from fmd_tf.detector import (
+    DetectorCard,
+    build_detector,
+    face_loss,
+    freeze_first_layers,
+    load_detector,
+    save_detector,
+)
 from fmd_tf.detector_metrics import average_precision, choose_threshold
 from fmd_tf.detector_pipeline import train_views, views_per_epoch
 from fmd_tf.devices import select_device
@@ -88,7 +94,7 @@ def train_and_evaluate(config: DetectorConfig) -> dict:
 
 def _train_and_evaluate(config: DetectorConfig) -> dict:
     run = RunFolder(config.checkpoint_dir, BEST_DETECTOR)
-    config = replace(config, weights=weights_at_hand(config, run, build_detector))
+    config = replace(config, weights=weights_at_hand(config.weights, config, run, build_detector))
     peer = load_peer(config.peer)
     folder = read_folder(find_folder(config), config.class_names, config.skip_invalid)
     groups = group_photos(folder.annotations, config.group_distance)

@@ -8,9 +8,8 @@ from fmd_tf import benchmark_recipe
 from fmd_tf.benchmark import main
 from fmd_tf.benchmark_infer import format_infer
 from fmd_tf.benchmark_serving import format_serving
-from fmd_tf.centerface import build_detector
 from fmd_tf.config import TrainConfig
-from fmd_tf.detector import DetectorCard
+from fmd_tf.detector import DetectorCard, build_detector
 from fmd_tf.export import export_saved_model
 from fmd_tf.formats import FORMATS
 from fmd_tf.sample_data import write_sample

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from onnx import TensorProto, helper, numpy_helper
 
-from fmd_tf.centerface import build_detector, freeze_first_layers
+from fmd_tf.detector import build_detector, freeze_first_layers
 from fmd_tf.model import ModelError
 
 REAL_FILE = os.environ.get("FMD_CENTERFACE")

@@ -5,7 +5,7 @@ import pytest
 
 from fmd_tf.checkpoints import RunFolder
 from fmd_tf.command import weights_at_hand
-from fmd_tf.config import DetectorConfig, TrainConfig
+from fmd_tf.config import TrainConfig
 from fmd_tf.model import ModelError
 
 
@@ -29,24 +29,27 @@ def _hold(run: RunFolder, weights: str, epochs: int = 0) -> None:
 
 
 def test_weights_that_cannot_be_had_end_a_run_before_it_begins(run):
-    for config in (TrainConfig(), DetectorConfig(weights="gone.onnx", sample=True)):
-        with pytest.raises(ModelError, match=config.weights):
-            weights_at_hand(config, run, _offline)
-    assert weights_at_hand(TrainConfig(), run, str) == "imagenet"
+    for weights, is_sample in (("imagenet", False), ("gone.onnx", True)):
+        with pytest.raises(ModelError, match=weights):
+            weights_at_hand(weights, TrainConfig(sample=is_sample), run, _offline)
+    assert weights_at_hand("imagenet", TrainConfig(), run, str) == "imagenet"
 
 
 def test_a_run_that_goes_on_needs_them_no_longer(run):
     _hold(run, "imagenet", epochs=1)
-    assert weights_at_hand(TrainConfig(), run, _offline) == "imagenet"
+    assert weights_at_hand("imagenet", TrainConfig(), run, _offline) == "imagenet"
     with pytest.raises(ModelError):
-        weights_at_hand(TrainConfig(overwrite=True), run, _offline)
+        weights_at_hand("imagenet", TrainConfig(overwrite=True), run, _offline)
 
 
 def test_the_quick_start_begins_from_random_weights_and_goes_on_so(run, capsys):
     sample = TrainConfig(sample=True)
-    assert weights_at_hand(sample, run, _offline) == "none"
+    assert weights_at_hand("imagenet", sample, run, _offline) == "none"
     assert "begins from random weights" in capsys.readouterr().out
     _hold(run, "none")
     # There is internet now, and it is the same run all the same.
-    assert weights_at_hand(sample, run, str) == "none"
-    assert weights_at_hand(TrainConfig(sample=True, overwrite=True), run, str) == "imagenet"
+    assert weights_at_hand("imagenet", sample, run, str) == "none"
+    assert (
+        weights_at_hand("imagenet", TrainConfig(sample=True, overwrite=True), run, str)
+        == "imagenet"
+    )

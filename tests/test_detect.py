@@ -5,9 +5,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from fmd_tf.centerface import build_detector
 from fmd_tf.detect import DetectorError, load_face_detector
-from fmd_tf.detector import DetectorCard, find_faces, save_detector
+from fmd_tf.detector import DetectorCard, build_detector, find_faces, save_detector
 from fmd_tf.photos import PhotoError
 from fmd_tf.sample_data import write_sample
 from tests.conftest import voc_xml

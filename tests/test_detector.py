@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from fmd_tf.centerface import build_detector
 from fmd_tf.detector import (
     DetectorCard,
+    build_detector,
     cell_boxes,
     face_loss,
     find_faces,

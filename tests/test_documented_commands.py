@@ -23,9 +23,8 @@ import pytest
 os.environ.setdefault("MPLBACKEND", "agg")
 
 from fmd_tf import CLASS_NAMES
-from fmd_tf.centerface import build_detector
 from fmd_tf.config import TrainConfig, parse_config
-from fmd_tf.detector import DetectorCard, save_detector
+from fmd_tf.detector import DetectorCard, build_detector, save_detector
 from fmd_tf.evaluate import write_report
 from fmd_tf.export import export_saved_model
 from fmd_tf.metrics import Predictions

@@ -15,8 +15,7 @@ from PIL import Image
 from tensorflow.core.protobuf import saved_model_pb2
 
 from fmd_tf import CLASS_NAMES, export
-from fmd_tf.centerface import build_detector
-from fmd_tf.detector import DetectorCard, find_faces, save_detector
+from fmd_tf.detector import DetectorCard, build_detector, find_faces, save_detector
 from fmd_tf.export import ExportError, export_saved_model, main
 from fmd_tf.input_pipeline import crop_faces, decode_photo
 from fmd_tf.model import MODEL_NAMES, ModelCard, build_model, save_model

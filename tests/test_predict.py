@@ -14,9 +14,8 @@ import pytest
 from PIL import Image
 
 from fmd_tf import predict
-from fmd_tf.centerface import build_detector
 from fmd_tf.client import ServingError
-from fmd_tf.detector import DetectorCard, save_detector
+from fmd_tf.detector import DetectorCard, build_detector, save_detector
 from fmd_tf.draw import save_picture
 from fmd_tf.export import export_saved_model
 from fmd_tf.input_pipeline import crop_faces, decode_upright

@@ -4,8 +4,7 @@ from pathlib import Path
 import pytest
 
 from fmd_tf import CLASS_NAMES, checkpoints, evaluate_detector, train_detector
-from fmd_tf.centerface import build_detector
-from fmd_tf.detector import DetectorCard, load_detector, save_detector
+from fmd_tf.detector import DetectorCard, build_detector, load_detector, save_detector
 from fmd_tf.model import ModelCard, build_model, save_model
 from fmd_tf.publish import locked
 from fmd_tf.voc import read_folder
