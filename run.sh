@@ -42,7 +42,7 @@ case "${1:-}" in
         set_up ""
         cd "$root"
         exec "$python" -m fmd_tf.train --sample --image-size 75 --epochs 16 \
-            --no-self-distill --checkpoint-dir checkpoints/sample --results-dir results/sample \
+            --checkpoint-dir checkpoints/sample --results-dir results/sample \
             --export-dir savedmodel/sample
         ;;
     test)

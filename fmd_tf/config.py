@@ -113,9 +113,8 @@ class TrainConfig(RunConfig):
         "with --folds, the --checkpoint-dir of such folds",
     )
     self_distill: bool = _setting(
-        True,
-        "train twice: a teacher of the same kind first, then the model, which learns its answers; "
-        "not with --distill, which has its own",
+        False,
+        "train twice: a teacher of the same kind first, then the model, which learns its answers",
     )
     image_size: int = _setting(112, "side of the crops in pixels")
     multi_view: bool = _setting(
@@ -169,6 +168,8 @@ class TrainConfig(RunConfig):
         self._require("folds", self.folds == 0 or self.folds >= 2, "0 or at least 2")
         most = 1 - 1 / self.folds if self.folds else 1
         self._require("val_fraction", (self.val_fraction or 0) < most, f"less than {most:g}")
+        if self.self_distill and self.distill:
+            raise ConfigError("--distill has its own teacher; leave out --self-distill")
         if self.folds and self.split_file:
             raise ConfigError("--folds makes its own splits; leave out --split-file")
 

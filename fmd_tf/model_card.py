@@ -52,9 +52,9 @@ of a few pixels are a guess.
 _LICENCES = """\
 ## Licences
 
-The code is under the MIT licence. Training begins from the ImageNet weights of Keras Applications
-and, of a detector, from CenterFace's (MIT; learnt from WIDER FACE), or from the files that were
-given. The data has the licence of its source.
+The code is under the MIT licence. Training begins from CenterFace's weights (MIT; learnt from
+WIDER FACE), from the ImageNet weights of Keras Applications, or from the files that were given.
+The data has the licence of its source.
 """
 
 

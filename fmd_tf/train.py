@@ -114,11 +114,8 @@ def train_and_evaluate(config: TrainConfig) -> dict:
 def _train_and_evaluate(config: TrainConfig) -> dict:
     build = partial(build_model, config.model_name, config.image_size, 2)
     run = RunFolder(config.checkpoint_dir)
-    config = replace(
-        config,
-        weights=weights_at_hand(config.first_weights(), config, run, build),
-        self_distill=config.self_distill and config.distill is None,
-    )
+    weights = weights_at_hand(config.first_weights(), config, run, build)
+    config = replace(config, weights=weights)
     crops, folder = _load_data(config)
     trainings = _plan(config, crops)
     crops = crops.at_least(config.min_face_size)

@@ -9,83 +9,14 @@ import onnx
 import onnxruntime
 import pytest
 import tensorflow as tf
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
+from fmd_tf.centerface import build_backbone
 from fmd_tf.detector import build_detector, freeze_first_layers
 from fmd_tf.model import ModelError
+from tests.centerface_file import DrawnNetwork
 
 REAL_FILE = os.environ.get("FMD_CENTERFACE")
-
-
-class _Drawn:
-    """A graph as in CenterFace's file: its operations in their order, with random weights."""
-
-    def __init__(self) -> None:
-        self.random = np.random.default_rng(0)
-        self.nodes, self.arrays = [], []
-
-    def add(self, operation: str, inputs: list[str], *arrays: np.ndarray, **attributes) -> str:
-        names = [f"w{len(self.arrays) + place}" for place in range(len(arrays))]
-        self.arrays += [
-            numpy_helper.from_array(array.astype(np.float32), name)
-            for name, array in zip(names, arrays, strict=True)
-        ]
-        output = f"x{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operation, [*inputs, *names], [output], **attributes))
-        return output
-
-    def convolve(self, x, shape, stride=1, groups=1, relu=True) -> str:
-        # What is added up without being cut off begins small, so that nothing overflows.
-        gain = 2.0 if relu else 0.1
-        kernel = self.random.normal(0, np.sqrt(gain / np.prod(shape[1:])), shape)
-        bias = self.random.normal(0, 0.1, shape[0])
-        pads = [shape[2] // 2] * 4
-        x = self.add("Conv", [x], kernel, bias, strides=[stride] * 2, pads=pads, group=groups)
-        return self.add("Relu", [x]) if relu else x
-
-    def raise_resolution(self, x) -> str:
-        kernel = self.random.normal(0, 0.2, (24, 24, 2, 2))
-        norm = [self.random.uniform(0.5, 1.5, 24) for _ in range(4)]
-        x = self.add("ConvTranspose", [x], kernel, strides=[2, 2])
-        return self.add("Relu", [self.add("BatchNormalization", [x], *norm, epsilon=1e-3)])
-
-    def block(self, x, expansion, before, channels, stride) -> str:
-        inside, width = x, expansion * before
-        if expansion > 1:
-            inside = self.convolve(x, (width, before, 1, 1))
-        inside = self.convolve(inside, (width, 1, 3, 3), stride, groups=width)
-        inside = self.convolve(inside, (channels, width, 1, 1), relu=False)
-        return self.add("Add", [x, inside]) if stride == 1 and before == channels else inside
-
-    def write(self, path: Path) -> Path:
-        x, before, features = self.convolve("photo", (32, 3, 3, 3), 2), 32, {}
-        self.arrays[0] = numpy_helper.from_array(
-            numpy_helper.to_array(self.arrays[0]) / np.float32(255), self.arrays[0].name
-        )
-        stages = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1)]
-        for expansion, channels, blocks, stride in [*stages, (6, 160, 3, 2), (6, 320, 1, 1)]:
-            for block in range(blocks):
-                x = self.block(x, expansion, before, channels, 1 if block else stride)
-                before = channels
-            features[channels] = x
-        x = self.convolve(x, (24, 320, 1, 1))
-        for channels in (96, 32, 24):
-            x = self.raise_resolution(x)
-            x = self.add("Add", [x, self.convolve(features[channels], (24, channels, 1, 1))])
-        x = self.convolve(x, (24, 24, 3, 3))
-        score = self.add("Sigmoid", [self.convolve(x, (1, 24, 1, 1), relu=False)])
-        size, offset, landmarks = (
-            self.convolve(x, (number, 24, 1, 1), relu=False) for number in (2, 2, 10)
-        )
-        maps = [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
-            for name in (score, size, offset, landmarks)
-        ]
-        photo = helper.make_tensor_value_info("photo", TensorProto.FLOAT, ["n", 3, "h", "w"])
-        graph = helper.make_graph(self.nodes, "drawn", [photo], maps, self.arrays)
-        opset = [helper.make_opsetid("", 13)]
-        onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), path)
-        return path
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +68,7 @@ def _widened(path: Path) -> onnx.ModelProto:
     ],
 )
 def test_a_file_answers_in_keras_as_it_does_in_onnx(kind, tmp_path):
-    path = _Drawn().write(tmp_path / "drawn.onnx") if kind == "drawn" else Path(REAL_FILE)
+    path = DrawnNetwork().write(tmp_path / "drawn.onnx") if kind == "drawn" else Path(REAL_FILE)
     photo = np.random.default_rng(1).uniform(0, 255, (1, 96, 128, 3)).astype(np.float32)
     session = onnxruntime.InferenceSession(_widened(path).SerializeToString())
     inputs = {session.get_inputs()[0].name: photo.transpose(0, 3, 1, 2)}
@@ -147,6 +78,16 @@ def test_a_file_answers_in_keras_as_it_does_in_onnx(kind, tmp_path):
     # It has the logarithms of height and width in cells; left and right are half a width away.
     half = size - np.log(2.0)
     assert output[..., 1:] == pytest.approx(half[..., [1, 0, 1, 0]], rel=1e-3, abs=1e-3)
+
+
+def test_the_backbone_of_the_classifier_answers_as_in_the_file(tmp_path):
+    path = DrawnNetwork().write(tmp_path / "drawn.onnx")
+    images = np.random.default_rng(1).uniform(0, 1, (2, 64, 64, 3)).astype(np.float32)
+    session = onnxruntime.InferenceSession(path.read_bytes())
+    *_, features = session.run(None, {"photo": 255 * images.transpose(0, 3, 1, 2)})
+    answer = build_backbone(64, str(path))(images).numpy()
+    assert answer == pytest.approx(features.transpose(0, 2, 3, 1), rel=1e-3, abs=1e-3)
+    assert build_backbone(None, str(path))(images).numpy() == pytest.approx(answer, abs=1e-5)
 
 
 def test_a_run_that_goes_on_needs_the_network_and_not_the_file():
@@ -202,7 +143,7 @@ def test_a_file_without_its_weights_is_named(name, content, message, tmp_path):
 
 
 def test_another_network_is_refused(tmp_path):
-    drawn = _Drawn()
+    drawn = DrawnNetwork()
     drawn.convolve("photo", (8, 3, 3, 3))
     graph = helper.make_graph(drawn.nodes, "other", [], [], drawn.arrays)
     onnx.save(helper.make_model(graph), tmp_path / "other.onnx")
@@ -231,7 +172,7 @@ def test_a_download_of_something_else_is_refused(origin):
 
 
 def test_what_was_downloaded_is_loaded(origin, monkeypatch):
-    _Drawn().write(origin)
+    DrawnNetwork().write(origin)
     digest = hashlib.sha256(origin.read_bytes()).hexdigest()
     monkeypatch.setattr("fmd_tf.centerface.SHA256", digest)
     photo = np.random.default_rng(1).uniform(0, 255, (1, 32, 32, 3)).astype(np.float32)

@@ -34,6 +34,12 @@ def test_flags_of_the_ancestor_work():
     assert (config.device, config.scheduler, config.seed) == ("cuda", "cosine", 5)
 
 
+def test_a_run_begins_from_the_best_weights_that_its_backbone_has():
+    assert TrainConfig().first_weights() == "centerface"
+    assert TrainConfig(model_name="resnet50").first_weights() == "imagenet"
+    assert TrainConfig(weights="none").first_weights() == "none"
+
+
 def test_model_names_are_those_that_can_be_built():
     """The configuration lists them by itself: it must not import TensorFlow."""
     (setting,) = [each for each in fields(TrainConfig) if each.name == "model_name"]
@@ -60,6 +66,11 @@ def test_a_configuration_cannot_change():
 def test_bad_settings(settings: dict, expected: str):
     with pytest.raises(ConfigError, match=expected):
         TrainConfig(**settings)
+
+
+def test_one_teacher_is_enough():
+    with pytest.raises(ConfigError, match="--distill has its own teacher"):
+        TrainConfig(distill=Path("teacher.keras"), self_distill=True)
 
 
 def test_unknown_settings_fail():

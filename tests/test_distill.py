@@ -127,7 +127,7 @@ def _train(sample_dir: Path, folder: Path, *more: str) -> int:
     return train.main(
         [
             *("--data-dir", str(sample_dir), "--model-name", "mobilenet", "--weights", "none"),
-            *("--epochs", "1", "--no-self-distill", "--checkpoint-dir", str(folder / "c")),
+            *("--epochs", "1", "--checkpoint-dir", str(folder / "c")),
             *("--results-dir", str(folder / "r"), "--export-dir", str(folder / "e"), *more),
         ]
     )

@@ -40,7 +40,7 @@ PAGES = ("README.md", "CONTRIBUTING.md", "savedmodel/README.md", "docs/*.md")
 DEFAULT_URL = "http://127.0.0.1:8501"
 SHORT = "--weights none --epochs 1 --seed 0"
 SHORTER = {
-    "train": f"{SHORT} --model-name mobilenet --image-size 38 --no-self-distill "
+    "train": f"{SHORT} --model-name mobilenet --image-size 38 "
     "--checkpoint-dir runs/classifier --results-dir runs/results --export-dir runs/export "
     "--overwrite",
     "benchmark input": "--rounds 1",

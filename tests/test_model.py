@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from fmd_tf.centerface import build_backbone
 from fmd_tf.model import (
     MODEL_NAMES,
     ModelCard,
@@ -21,6 +22,7 @@ from fmd_tf.model import (
     save_model,
     write_archive,
 )
+from tests.centerface_file import DrawnNetwork
 from tests.serving import tiny_model
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
@@ -46,6 +48,19 @@ def test_preprocessing_is_that_of_the_application(name: str, module: str):
     inside = keras.Model(model.input, model.get_layer("preprocess").output)(IMAGES)
     expected = getattr(keras.applications, module).preprocess_input(IMAGES.astype(np.float32))
     np.testing.assert_allclose(inside, expected, atol=1e-3)
+
+
+def test_mobilenet_takes_the_weights_of_centerface(tmp_path: Path):
+    path = str(DrawnNetwork().write(tmp_path / "drawn.onnx"))
+    model = build_model("mobilenet", 32, 3, path)
+    inside = keras.Model(model.input, model.get_layer("preprocess").output)(IMAGES)
+    np.testing.assert_allclose(inside, IMAGES / 255, atol=1e-6)
+    features = features_model(model)(IMAGES)
+    expected = build_backbone(32, path)(IMAGES / np.float32(255))
+    np.testing.assert_allclose(features, np.mean(expected, axis=(1, 2)), rtol=1e-4, atol=1e-4)
+    for name in ("resnet50", "efficientnet"):
+        with pytest.raises(ModelError, match=r"drawn\.onnx: CenterFace's are for mobilenet alone"):
+            build_model(name, 32, 3, path)
 
 
 def test_efficientnet_sees_the_same_from_a_file_as_downloaded(tmp_path: Path, monkeypatch):

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("shallow_backbone")
 ROOT = Path(__file__).parent.parent
 SMALL = [
     *("--model-name", "mobilenet", "--weights", "none", "--image-size", "38"),
-    *("--epochs", "2", "--batch-size", "16", "--no-self-distill"),
+    *("--epochs", "2", "--batch-size", "16"),
 ]
 METRICS = {
     "config.json",
