@@ -123,7 +123,7 @@ class RunFolder:
         if overwrite:
             self._discard()
         found = self.identity()
-        if found and any(self.path.glob("state-*")):
+        if found and self.has_state():
             self._require_same(found, wanted)
         # Killed between its first model and its first state, a run begins anew.
         elif self.best_model.exists() and (found != wanted or exported.exists()):
@@ -148,6 +148,10 @@ class RunFolder:
                 f"{self.path} holds a run with {differing}; choose another "
                 "--checkpoint-dir, or discard that run with --overwrite"
             )
+
+    def has_state(self) -> bool:
+        """Tell whether at least an epoch is done."""
+        return any(self.path.glob("state-*"))
 
     def latest(self) -> TrainingState | None:
         """Return the last whole epoch, or None before the first."""

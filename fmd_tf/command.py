@@ -52,7 +52,7 @@ def weights_at_hand(
     held = {} if config.overwrite else run.identity()
     if config.sample and held.get("weights") == NO_WEIGHTS:
         return NO_WEIGHTS
-    if held and (run.latest() or run.teacher.latest()):
+    if held and (run.has_state() or run.teacher.has_state()):
         return weights
     try:
         build(weights)

@@ -40,7 +40,9 @@ def find_data(data_dir: Path | None = None) -> Path:
         downloaded = Path(kagglehub.dataset_download(KAGGLE_DATASET))
     # kagglehub passes on whatever its HTTP and archive libraries raise, and promises no type.
     except Exception as error:
-        raise DataNotFoundError(_ways_out(f"the download failed ({first_line(error)})")) from error
+        raise DataNotFoundError(
+            _ways_out(f"the download failed ({type(error).__name__}: {first_line(error)})")
+        ) from error
     for folder in ("images", "annotations"):
         found = len(list((downloaded / folder).glob("*")))
         if found != NUM_KAGGLE_PHOTOS:
