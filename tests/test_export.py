@@ -30,10 +30,10 @@ from tests.serving import CARD, SIZE, encode, faces, tiny_model
 OPS_SEEN_IN_TF_2_20 = """
 AddV2 All Any ArgMax Assert BatchFunction BiasAdd Cast ClipByValue ConcatV2 Const Conv2D
 Conv2DBackpropInput DecodeImage DecodeRaw DepthwiseConv2dNative EnsureShape Equal Exp ExpandDims
-ExtractJpegShape Fill Floor FloorDiv FloorMod GatherV2 Greater GreaterEqual Identity IdentityN
-If Less LessEqual LogicalAnd LogicalOr MatMul Max MaxPool Maximum Mean MergeV2Checkpoints Minimum
-Mul Neg NoOp NonMaxSuppressionV3 NotEqual Pack Pad PartitionedCall Placeholder Prod Range Rank
-RealDiv Relu Relu6 Reshape ResizeBilinear RestoreV2 ReverseV2 Round Rsqrt SaveV2 ScaleAndTranslate Select
+ExtractJpegShape Fill Floor FloorDiv FloorMod GatherV2 Greater GreaterEqual Identity IdentityN If
+Less LessEqual LogicalAnd LogicalOr MatMul Max MaxPool Maximum Mean MergeV2Checkpoints Minimum Mul
+Neg NoOp NonMaxSuppressionV3 NotEqual Pack Pad PartitionedCall Placeholder Prod Range Rank RealDiv
+Relu Relu6 Reshape ResizeBilinear RestoreV2 ReverseV2 Round Rsqrt SaveV2 ScaleAndTranslate Select
 SelectV2 Shape ShardedFilename Sigmoid Size Softmax Sqrt SquaredDifference Squeeze
 StatefulPartitionedCall StatelessIf StatelessWhile StaticRegexFullMatch StopGradient StridedSlice
 StringJoin StringLength Sub Substr Sum TensorListFromTensor TensorListGetItem TensorListReserve
