@@ -17,7 +17,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from fmd_tf.config import CENTERFACE
+from fmd_tf.config import CENTERFACE, WEIGHTS_HINT
 from fmd_tf.errors import ModelError, first_line
 
 URL = (
@@ -165,10 +165,7 @@ def load_weights(layers: Sequence[keras.layers.Layer], weights: str) -> None:
     """
     path = _download() if weights == CENTERFACE else Path(weights)
     if not path.is_file():
-        raise ModelError(
-            f"--weights: no file {path}; give centerface or its .onnx file, imagenet or a "
-            ".weights.h5 file of the Keras application, or none"
-        )
+        raise ModelError(f"--weights: no file {path}; {WEIGHTS_HINT}")
     try:
         for layer, arrays in zip(layers, _read(path)[: len(layers)], strict=True):
             layer.set_weights(arrays)

@@ -17,7 +17,7 @@ from fmd_tf.config import (
     parse_config,
 )
 from fmd_tf.download import find_data
-from fmd_tf.model import ModelError
+from fmd_tf.errors import ModelError
 from fmd_tf.sample_data import SAMPLE_DIR, write_sample
 
 

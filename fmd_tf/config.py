@@ -14,6 +14,10 @@ from fmd_tf.errors import UserError
 from fmd_tf.splits import HASH_BITS, MAX_DISTANCE
 
 IMAGENET, CENTERFACE, NO_WEIGHTS = "imagenet", "centerface", "none"
+WEIGHTS_HINT = (
+    "give centerface or its .onnx file, imagenet or a .weights.h5 file of the Keras application, "
+    "or none"
+)
 # A classifier learns more from a face than its validation does, from some 150 faces on.
 _MIN_VAL_FRACTION, _MAX_VAL_FRACTION, _VAL_FACES = 0.05, 0.15, 150
 RunConfigT = TypeVar("RunConfigT", bound="RunConfig")

@@ -216,7 +216,9 @@ class _GroupCounts:
         self._hit = np.concatenate([np.zeros(0, bool), *hits])
         self._group_of_face = np.repeat(numbers, [len(hit) for hit in hits])
         self._num_found = np.bincount(numbers, num_found, self._num_groups)
-        self._drawn = draw_groups(max(self._num_groups, 1), _NUM_BOOTSTRAP, 0)
+        # Drawn from one group, all samples are the same, which is no certainty.
+        several = self._num_groups > 1
+        self._drawn = draw_groups(self._num_groups, _NUM_BOOTSTRAP, 0) if several else None
 
     def recall(self, chosen: np.ndarray) -> dict[str, Any]:
         """Return the figures of the faces for which `chosen`, bool [num_faces], is true."""
@@ -240,14 +242,11 @@ class _GroupCounts:
     def _ratio(
         self, part: np.ndarray, whole: np.ndarray
     ) -> tuple[float | None, list[float] | None]:
-        """Return the ratio of two sums over groups, and its interval; None of nothing.
-
-        Drawn from one group, all samples are the same, which is no certainty.
-        """
+        """Return the ratio of two sums over groups, and its interval; None where there is none."""
         if not whole.sum():
             return None, None
         ratio = float(part.sum() / whole.sum())
-        if self._num_groups < 2:
+        if self._drawn is None:
             return ratio, None
         wholes = self._drawn @ whole
         # A sample without any says nothing.

@@ -21,6 +21,7 @@ import keras
 
 from fmd_tf import MIN_IMAGE_SIZE, MIN_MULTI_VIEW_SIZE
 from fmd_tf.centerface import build_backbone, is_centerface
+from fmd_tf.config import WEIGHTS_HINT
 from fmd_tf.errors import ModelError, first_line
 from fmd_tf.publish import replacing
 
@@ -255,7 +256,7 @@ def _speed_up_batch_norm(backbone: keras.Model) -> None:
 
 def _existing(path: Path) -> Path:
     if not path.is_file():
-        raise ModelError(f"--weights: no file {path}; give a .weights.h5 file, imagenet or none")
+        raise ModelError(f"--weights: no file {path}; {WEIGHTS_HINT}")
     if not path.name.endswith(".weights.h5"):
         raise ModelError(f"--weights: expected a file named *.weights.h5, got {path}")
     return path

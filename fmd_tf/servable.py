@@ -295,14 +295,14 @@ class ModelVersions:
         finally:
             self._loading = None
         with self._lock:
-            # Closed meanwhile, there is nobody left who would release it.
-            is_late = self._stopped.is_set()
-            replaced = servable if is_late else self._loaded.get(version)
-            if not is_late:
-                self._loaded[version] = servable
             self._failed.pop(version, None)
-        if replaced is not None:
-            replaced.release()
+            retired: Servable | None = servable
+            # Closed meanwhile, there would be nobody left who releases it.
+            if not self._stopped.is_set():
+                retired = self._loaded.get(version)
+                self._loaded[version] = servable
+        if retired is not None:
+            retired.release()
             self._unloaded = True
         _log.info("version %d loaded, %d warm-up requests", version, warmed)
         return True

@@ -2,7 +2,7 @@
 
 TensorFlow takes half a minute to trace a training of the real one, whose 154 layers a test of
 folds or of a killed run is not about. The notebook's test trains the real one, as classifier and
-as detector, and the tests of `model`, `centerface`, `export` and `freezing` build it.
+as detector, and the tests of `model`, `detector`, `export` and `freezing` build it.
 """
 
 from __future__ import annotations

@@ -8,8 +8,7 @@ import tensorflow as tf
 
 from fmd_tf.backends import Backend, BackendError, load_backend
 from fmd_tf.client import ServingError
-from fmd_tf.errors import UserError
-from fmd_tf.model import ModelError
+from fmd_tf.errors import ModelError, UserError
 from fmd_tf.photos import Photo, PhotoError, read_photo
 from fmd_tf.servable import ModelVersions
 from tests.serving import encode, faces, running, write_half_plus_two

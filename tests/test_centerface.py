@@ -8,43 +8,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import tensorflow as tf
 from onnx import helper
 
 from fmd_tf.centerface import build_backbone
-from fmd_tf.detector import build_detector, freeze_first_layers
-from fmd_tf.model import ModelError
+from fmd_tf.detector import build_detector
+from fmd_tf.errors import ModelError
 from tests.centerface_file import DrawnNetwork
 
 REAL_FILE = os.environ.get("FMD_CENTERFACE")
-
-
-@pytest.fixture(scope="module")
-def random_detector() -> keras.Model:
-    keras.utils.set_random_seed(0)
-    return build_detector("none")
-
-
-def test_the_map_has_a_cell_for_four_pixels(random_detector):
-    for height, width in ((64, 96), (32, 32)):
-        output = random_detector(np.zeros((2, height, width, 3), np.float32))
-        assert output.shape == (2, height // 4, width // 4, 5)
-        assert output.dtype == tf.float32
-
-
-def test_from_random_weights_the_first_scores_are_small(random_detector):
-    photo = np.random.default_rng(0).uniform(0, 255, (1, 64, 64, 3)).astype(np.float32)
-    logits, distances = np.split(random_detector(photo).numpy(), [1], axis=-1)
-    assert logits.max() < -4 and np.abs(distances - 1.0).max() < 0.5
-
-
-def test_the_first_layers_stay_as_they_are():
-    model = build_detector("none")
-    total = len(model.trainable_variables)
-    freeze_first_layers(model)
-    # The first convolution, a block of two layers and two of three; each has a kernel and a bias.
-    assert len(model.trainable_variables) == total - 2 * (1 + 2 + 3 + 3)
-    assert model.get_layer("score").trainable
 
 
 def _widened(path: Path) -> onnx.ModelProto:
@@ -88,38 +59,6 @@ def test_the_backbone_of_the_classifier_answers_as_in_the_file(tmp_path):
     answer = build_backbone(64, str(path))(images).numpy()
     assert answer == pytest.approx(features.transpose(0, 2, 3, 1), rel=1e-3, abs=1e-3)
     assert build_backbone(None, str(path))(images).numpy() == pytest.approx(answer, abs=1e-5)
-
-
-def test_a_run_that_goes_on_needs_the_network_and_not_the_file():
-    shapes = [weight.shape for weight in build_detector("gone.onnx", is_loaded=False).weights]
-    assert shapes == [weight.shape for weight in build_detector("none").weights]
-    activations = []
-    for weights in ("imagenet", "centerface", "none", "gone.weights.h5"):
-        layers = build_detector(weights, is_loaded=False).layers
-        first = next(each for each in layers if isinstance(each, keras.layers.Conv2D))
-        activations.append(first.activation.__name__)
-    assert activations == ["relu6", "relu", "relu", "relu6"]
-
-
-def test_the_weights_of_mobilenet_give_what_keras_makes_of_them(tmp_path):
-    """The first layer sees the same windows; in later ones Keras pads otherwise."""
-    keras.utils.set_random_seed(0)
-    backbone = keras.applications.MobileNetV2(
-        include_top=False, weights=None, input_shape=(None, None, 3)
-    )
-    norm = backbone.get_layer("bn_Conv1")
-    norm.set_weights([np.random.default_rng(2).uniform(0.5, 1.5, 32) for _ in range(4)])
-    backbone.save_weights(tmp_path / "mobilenet.weights.h5")
-    model = build_detector(str(tmp_path / "mobilenet.weights.h5"))
-    photo = np.random.default_rng(1).uniform(0, 255, (1, 64, 64, 3)).astype(np.float32)
-    first = keras.Model(backbone.input, backbone.get_layer("Conv1_relu").output)
-    expected = first(photo / 127.5 - 1.0, training=False).numpy()
-    convolution = next(each for each in model.layers if isinstance(each, keras.layers.Conv2D))
-    # Our cell i looks at the pixels 2i - 1 to 2i + 1, and theirs at 2i to 2i + 2.
-    moved = np.roll(photo, -1, axis=(1, 2))
-    seen = keras.Model(model.input, convolution.output)(moved).numpy()
-    inner = np.s_[:, 1:-1, 1:-1]
-    assert seen[inner] == pytest.approx(expected[inner], abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from fmd_tf.checkpoints import RunFolder
 from fmd_tf.command import weights_at_hand
 from fmd_tf.config import TrainConfig
-from fmd_tf.model import ModelError
+from fmd_tf.errors import ModelError
 
 
 def _offline(weights: str) -> None:

@@ -49,6 +49,14 @@ def states(versions: ModelVersions) -> list[tuple[int, str]]:
     return [(each.version, each.state) for each in versions.status()]
 
 
+def test_what_is_loaded_after_the_end_is_not_kept(base_dir: Path) -> None:
+    versions = ModelVersions(base_dir, "half")
+    versions.close()
+    versions.sync()  # As the watcher's, which was loading meanwhile.
+    with pytest.raises(RestError, match="Servable not found"):
+        ask(versions)
+
+
 def test_versions_and_labels(versions: ModelVersions) -> None:
     assert ask(versions) == ask(versions, 1) == 3.5
     assert versions.status() == [VersionStatus(1, "AVAILABLE")]
