@@ -6,6 +6,9 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+_MIN_DETECTOR_SIZE = 64
+"""It looks at half of it too, and 32 px are a cell of its coarsest features."""
+
 
 class _Formatter(argparse.HelpFormatter):
     """Adds its default to the help of each flag that has one and does not tell it itself."""
@@ -34,6 +37,17 @@ def make_parser(command: str, description: str) -> argparse.ArgumentParser:
         description: What it does, for the help.
     """
     return _Parser(prog=f"python -m fmd_tf.{command}", description=description)
+
+
+def add_detector_size(parser: argparse.ArgumentParser) -> None:
+    """Add `--detector-size`."""
+    parser.add_argument(
+        "--detector-size",
+        type=at_least(_MIN_DETECTOR_SIZE),
+        metavar="PX",
+        help="pixels that a photo's longer side is scaled to for the detector; fewer are faster, "
+        "and lose small faces; default: what it was trained for",
+    )
 
 
 def at_least(least: int) -> Callable[[str], int]:

@@ -51,12 +51,13 @@ def is_centerface(weights: str) -> bool:
     return weights == CENTERFACE or weights.endswith(".onnx")
 
 
-def build_backbone(image_size: int | None, weights: str) -> keras.Model:
+def build_backbone(image_size: int | None, weights: str, is_loaded: bool = True) -> keras.Model:
     """Build the part of the network that a classifier begins from, with its weights.
 
     Args:
         image_size: Side of its input in pixels; None for images of any size.
         weights: "centerface" (downloaded), or the path of its `.onnx` file.
+        is_loaded: False leaves it at random weights; default True.
 
     Returns:
         A model "backbone" from images of values 0-1 to features [batch, size / 32, size / 32, 320].
@@ -67,7 +68,8 @@ def build_backbone(image_size: int | None, weights: str) -> keras.Model:
     image = keras.Input((image_size, image_size, 3))
     network = Network()
     *_, features = network.extract(image)
-    load_weights(network.layers, weights)
+    if is_loaded:
+        load_weights(network.layers, weights)
     return keras.Model(image, features, name="backbone")
 
 

@@ -50,7 +50,10 @@ class FaceDetector(Protocol):
 
 
 def load_face_detector(
-    name: str, model: Path | None = None, threshold: float | None = None
+    name: str,
+    model: Path | None = None,
+    threshold: float | None = None,
+    image_size: int | None = None,
 ) -> FaceDetector | None:
     """Make a detector ready.
 
@@ -58,6 +61,7 @@ def load_face_detector(
         name: One of `DETECTOR_NAMES`.
         model: File of the trained detector; None takes `DEFAULT_DETECTOR`.
         threshold: Least score of a face for the trained detector; None takes its own.
+        image_size: Size at which it looks at photos, see `DetectorCard`; None takes its own.
 
     Returns:
         The detector; None for "none", where a photo is one face crop.
@@ -67,7 +71,7 @@ def load_face_detector(
         ValueError: The file is no detector (`fmd_tf.model.ModelError`).
     """
     makers: dict[str, Callable[[], FaceDetector | None]] = {
-        "trained": lambda: _load_trained(model or DEFAULT_DETECTOR, threshold),
+        "trained": lambda: _load_trained(model or DEFAULT_DETECTOR, threshold, image_size),
         "mtcnn": _load_mtcnn,
         "voc": lambda: _annotated,
         "none": lambda: None,
@@ -77,14 +81,14 @@ def load_face_detector(
     return makers[name]()
 
 
-def _load_trained(path: Path, threshold: float | None) -> FaceDetector:
+def _load_trained(path: Path, threshold: float | None, image_size: int | None) -> FaceDetector:
     """Load the trained detector."""
     if not path.is_file():
         raise DetectorError(
             f"no detector {path}; train one with python -m fmd_tf.train_detector, or choose "
             "--detector mtcnn, voc or none"
         )
-    return trained_detector(*load_detector(path), threshold)
+    return trained_detector(*load_detector(path, image_size), threshold)
 
 
 def trained_detector(

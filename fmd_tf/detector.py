@@ -13,7 +13,7 @@ exported graph find the same faces.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import keras
@@ -241,11 +241,14 @@ def save_detector(model: keras.Model, card: DetectorCard, path: Path) -> None:
     write_archive(model, "detector", asdict(card), path)
 
 
-def load_detector(path: Path | str) -> tuple[keras.Model, DetectorCard]:
+def load_detector(
+    path: Path | str, image_size: int | None = None
+) -> tuple[keras.Model, DetectorCard]:
     """Load a detector and its card.
 
     Args:
         path: A file that `save_detector` wrote.
+        image_size: Look at photos at another size than it was trained for, see `DetectorCard`.
 
     Returns:
         The detector, not compiled, and its card.
@@ -253,4 +256,7 @@ def load_detector(path: Path | str) -> tuple[keras.Model, DetectorCard]:
     Raises:
         ModelError: There is no such file, or it is not a detector of this project.
     """
-    return read_archive(Path(path), "detector", DetectorCard, "python -m fmd_tf.train_detector")
+    model, card = read_archive(
+        Path(path), "detector", DetectorCard, "python -m fmd_tf.train_detector"
+    )
+    return model, replace(card, image_size=image_size or card.image_size)

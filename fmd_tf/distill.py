@@ -26,6 +26,7 @@ from fmd_tf.model import (
     is_depthwise,
     load_model,
     logits_model,
+    same_network,
 )
 
 TEMPERATURE = 2.0
@@ -107,9 +108,10 @@ def _logits(model: keras.Model, card: ModelCard, mixed_precision: str) -> Logits
             card.model_name,
             card.image_size,
             len(card.class_names),
-            "none",
+            same_network(model),
             multi_view=card.multi_view,
             all_views=False,
+            is_loaded=False,
         )
     fast.set_weights(model.get_weights())
     teacher = logits_model(fold_batch_norm(fast))

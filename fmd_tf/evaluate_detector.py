@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from fmd_tf import CLASS_NAMES
-from fmd_tf.arguments import at_least, make_parser
+from fmd_tf.arguments import add_detector_size, at_least, make_parser
 from fmd_tf.backends import face_classifier
 from fmd_tf.detect import (
     FaceDetector,
@@ -63,6 +63,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("evaluate_detector", "Score face detectors on annotated photos.")
     add = parser.add_argument
     add("--detector", type=Path, required=True, help="best_detector.keras of a training")
+    add_detector_size(parser)
     add("--data-dir", type=Path, required=True, help="VOC folder with images/ and annotations/")
     add("--results-dir", type=Path, default=Path("results/detector_again"), help="where to write")
     add("--split-file", type=Path, help="split.json of the training")
@@ -86,6 +87,7 @@ def evaluate(
     skip_invalid: bool = False,
     class_names: Sequence[str] = CLASS_NAMES,
     group_distance: int = MAX_DISTANCE,
+    detector_size: int | None = None,
 ) -> dict[str, Any]:
     """Score a saved detector, and what it stands beside, on annotated photos.
 
@@ -100,6 +102,7 @@ def evaluate(
         skip_invalid: Leave out invalid annotations.
         class_names: Names of the classes, which must be the classifier's.
         group_distance: See `splits.group_photos`; the intervals draw groups.
+        detector_size: See `labelling.Labeller`.
 
     Returns:
         What is written.
@@ -110,7 +113,7 @@ def evaluate(
     if split != "all" and split_file is None:
         raise SplitError(f"--split {split} needs the --split-file of the training")
     require_writable(results_dir / "metrics")
-    network, card = load_detector(detector)
+    network, card = load_detector(detector, detector_size)
     trainings = {detector: card.training}
     labeller = None
     if model:
@@ -128,7 +131,13 @@ def evaluate(
     if not photos:
         raise SplitError(f"no photos to score in {data_dir}, part {split}")
     figures = report(detectors, photos, class_names, groups, labeller)
-    settings = {"detector": detector, "model": model, "data_dir": data_dir, "split": split}
+    settings = {
+        "detector": detector,
+        "image_size": card.image_size,
+        "model": model,
+        "data_dir": data_dir,
+        "split": split,
+    }
     write_text(
         results_dir / "metrics" / "detector.json",
         json.dumps({"settings": settings, **figures}, indent=2, default=str),

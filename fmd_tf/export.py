@@ -42,7 +42,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
-from fmd_tf.arguments import at_least, make_parser
+from fmd_tf.arguments import add_detector_size, at_least, make_parser
 from fmd_tf.detector import DetectorCard, find_faces, load_detector
 from fmd_tf.errors import UserError, command_line
 from fmd_tf.evaluate import load_faces, select_part
@@ -104,6 +104,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--model", type=Path, required=True, help="best_model.keras of a training")
     add("--format", choices=(SAVED_MODEL, *FORMATS), default=SAVED_MODEL, help="what to write")
     add("--detector", type=Path, help="best_detector.keras: adds the signature photo")
+    add_detector_size(parser)
     add("--output", type=Path, help="folder (default: savedmodel/face_mask, or exports/FORMAT)")
     add("--version", type=at_least(1), help="version number (default: one more than the last)")
     add("--overwrite", action="store_true", help="replace that version, or that folder")
@@ -114,6 +115,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.format != SAVED_MODEL and (options.detector or options.version):
         parser.error("--detector and --version are for --format savedmodel")
+    if options.detector_size and not options.detector:
+        parser.error("--detector-size needs --detector")
     if options.split_file and not options.data_dir:
         parser.error("--split-file needs --data-dir")
     return options
@@ -124,7 +127,9 @@ def _load_crops(card: ModelCard, options: argparse.Namespace) -> Crops:
 
 
 def _export_saved_model(model: keras.Model, card: ModelCard, options: argparse.Namespace) -> None:
-    detector = load_detector(options.detector) if options.detector else None
+    detector = None
+    if options.detector:
+        detector = load_detector(options.detector, options.detector_size)
     output = options.output or Path("savedmodel/face_mask")
     test = None
     if options.data_dir:

@@ -22,9 +22,11 @@ class Labeller:
             that is not there and the classifier is an export that finds faces, it does.
         confidence_threshold: Least probability of the likeliest class, else a face is uncertain.
         face_threshold: Least score of a face; None takes the detector's own.
+        detector_size: Pixels that the longer side of a photo is scaled to for the trained
+            detector; None takes its own.
 
     Raises:
-        DetectorError: There is no such detector.
+        DetectorError: There is no such detector, or it has no such setting.
         ValueError: Its file is no detector (`fmd_tf.model.ModelError`).
     """
 
@@ -35,18 +37,26 @@ class Labeller:
         detector_model: Path | None = None,
         confidence_threshold: float = 0.5,
         face_threshold: float | None = None,
+        detector_size: int | None = None,
     ) -> None:
         self._backend = backend
         self._confidence_threshold = confidence_threshold
         self._face_threshold = face_threshold or 0.0
         self._is_crop = detector == "none"
         self.detector_file = _detector_file(backend, detector, detector_model)
-        self._find = self._load(detector, face_threshold)
+        self._find = self._load(detector, face_threshold, detector_size)
 
-    def _load(self, detector: str, threshold: float | None) -> FaceDetector | None:
+    def _load(
+        self, detector: str, threshold: float | None, image_size: int | None
+    ) -> FaceDetector | None:
+        if image_size and self.detector_file is None:
+            raise DetectorError(
+                "--detector-size is for a trained detector's file; export with it, or give the "
+                "file with --detector-model"
+            )
         if detector == "trained" and self.detector_file is None:
             return None
-        return load_face_detector(detector, self.detector_file, threshold)
+        return load_face_detector(detector, self.detector_file, threshold, image_size)
 
     def __call__(self, photo: Photo, path: Path | None = None) -> list[LabelledFace]:
         """Label one photo.

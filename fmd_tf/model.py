@@ -21,7 +21,7 @@ import keras
 
 from fmd_tf import MIN_IMAGE_SIZE, MIN_MULTI_VIEW_SIZE
 from fmd_tf.centerface import build_backbone, is_centerface
-from fmd_tf.config import WEIGHTS_HINT
+from fmd_tf.config import CENTERFACE, NO_WEIGHTS, WEIGHTS_HINT
 from fmd_tf.errors import ModelError, first_line
 from fmd_tf.publish import replacing
 
@@ -120,6 +120,7 @@ def build_model(
     dense_units: int = 512,
     multi_view: bool = False,
     all_views: bool = True,
+    is_loaded: bool = True,
 ) -> keras.Model:
     """Build the classifier.
 
@@ -141,6 +142,7 @@ def build_model(
         dense_units: Width of the dense layer; default 512.
         multi_view: Average six views of each crop; default False, the whole crop.
         all_views: False looks at the middle view alone, for training; default True.
+        is_loaded: False leaves the network for these weights at random ones; default True.
 
     Returns:
         A functional model. Its parts are layers named "backbone", "pool", "head_dropout_1",
@@ -158,7 +160,8 @@ def build_model(
     image = keras.Input((image_size, image_size, 3), name="image", dtype="float32")
     views = _cut_views(image, seen, all_views) if multi_view else [image]
     x = keras.ops.concatenate(views, axis=0) if len(views) > 1 else views[0]
-    x = _run_backbone(load_backbone(model_name, seen, weights), model_name, x, weights)
+    backbone = load_backbone(model_name, seen, weights, is_loaded)
+    x = _run_backbone(backbone, model_name, x, weights)
     x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
     if len(views) > 1:
         x = keras.ops.mean(keras.ops.reshape(x, (len(views), -1, x.shape[-1])), axis=0)
@@ -208,13 +211,27 @@ def _run_backbone(
     return features(image, **mode)
 
 
-def load_backbone(model_name: str, image_size: int | None, weights: str) -> keras.Model:
+def same_network(model: keras.Model) -> str:
+    """Return the `weights` for which `build_model` makes the network of a classifier again.
+
+    Args:
+        model: From `build_model`; a saved model does not say what it began from.
+    """
+    layers = model.get_layer("backbone").layers
+    has_norm = any(isinstance(layer, keras.layers.BatchNormalization) for layer in layers)
+    return NO_WEIGHTS if has_norm else CENTERFACE
+
+
+def load_backbone(
+    model_name: str, image_size: int | None, weights: str, is_loaded: bool = True
+) -> keras.Model:
     """Build a backbone without top, under the name "backbone", and load its weights.
 
     Args:
         model_name: One of `MODEL_NAMES`.
         image_size: Side of its input in pixels; None for images of any size.
         weights: See `build_model`.
+        is_loaded: Likewise.
 
     Returns:
         A Keras application, or with CenterFace's weights its MobileNetV2; scaling of values is
@@ -226,9 +243,9 @@ def load_backbone(model_name: str, image_size: int | None, weights: str) -> kera
     if is_centerface(weights):
         if model_name != "mobilenet":
             raise ModelError(f"--weights {weights}: CenterFace's are for mobilenet alone")
-        return build_backbone(image_size, weights)
+        return build_backbone(image_size, weights, is_loaded)
     shape = (image_size, image_size, 3)
-    download = "imagenet" if weights == "imagenet" else None
+    download = "imagenet" if weights == "imagenet" and is_loaded else None
     try:
         with warnings.catch_warnings():
             # MobileNetV2 warns that other sizes get the weights of 224 px, as they should.
@@ -236,7 +253,7 @@ def load_backbone(model_name: str, image_size: int | None, weights: str) -> kera
             model = _BACKBONES[model_name].build(
                 include_top=False, weights=download, input_shape=shape, name="backbone"
             )
-        if weights not in ("imagenet", "none"):
+        if is_loaded and weights not in ("imagenet", "none"):
             model.load_weights(_existing(Path(weights)))
     # Keras raises bare Exception where a download fails, OSError, KeyError and ValueError for
     # files; all of them mean that these weights cannot be had.

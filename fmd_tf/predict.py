@@ -26,7 +26,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fmd_tf.arguments import at_least, fraction, make_parser
+from fmd_tf.arguments import add_detector_size, at_least, fraction, make_parser
 from fmd_tf.backends import load_backend
 from fmd_tf.checkpoints import BEST_MODEL
 from fmd_tf.detect import DETECTOR_NAMES
@@ -102,6 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="trained detector; default: checkpoints/detector/best_detector.keras, or the export's",
     )
+    add_detector_size(parser)
     add("--output", type=Path, metavar="FILE.json", help="JSON file of all answers")
     add("--save-viz", type=Path, metavar="DIR", help="folder for the annotated pictures or video")
     add("--visualize", action="store_true", help="show each picture in a window")
@@ -139,6 +140,7 @@ def predict(
     visualize: bool = False,
     confidence_threshold: float = 0.5,
     face_threshold: float | None = None,
+    detector_size: int | None = None,
     batch_size: int = 32,
     label_every: int = 1,
 ) -> Summary:
@@ -159,6 +161,7 @@ def predict(
         visualize: Show them in a window.
         confidence_threshold: Least probability of the likeliest class, else a face is "uncertain".
         face_threshold: Least score of a face; None takes the detector's own.
+        detector_size: See `labelling.Labeller`.
         batch_size: Faces of a photo that are classified at a time.
         label_every: Of a video, look at the first of so many frames.
 
@@ -174,7 +177,9 @@ def predict(
         require_writable(save_viz)
     window = Window() if visualize else None
     with closing(load_backend(model, batch_size)) as backend:
-        label = Labeller(backend, detector, detector_model, confidence_threshold, face_threshold)
+        label = Labeller(
+            backend, detector, detector_model, confidence_threshold, face_threshold, detector_size
+        )
         settings = {
             "source": source.name,
             "model": model,
@@ -182,6 +187,7 @@ def predict(
             "model_version": backend.version,
             "detector": detector,
             "detector_sha256": _sha256(label.detector_file),
+            "detector_size": detector_size,
             "confidence_threshold": confidence_threshold,
             "face_threshold": face_threshold,
             "pictures": str(save_viz) if save_viz else None,

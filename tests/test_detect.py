@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -117,8 +118,10 @@ def test_the_trained_detector_is_the_one_of_its_module(tmp_path: Path):
     save_detector(model, card, tmp_path / "d.keras")
     photo = np.asarray(Image.open(next((write_sample(tmp_path / "s", 3) / "images").iterdir())))
     # Untrained, its scores are all about 0.01: any threshold under that finds something.
-    boxes, scores = load_face_detector("trained", tmp_path / "d.keras", 0.001)(photo)
-    expected = find_faces(model, card, tf.constant(photo), 0.001)
-    assert len(boxes) > 0
-    np.testing.assert_allclose(boxes, expected[0], atol=0.01)
-    np.testing.assert_allclose(scores, expected[1], atol=1e-5)
+    for size in (None, 128):
+        boxes, scores = load_face_detector("trained", tmp_path / "d.keras", 0.001, size)(photo)
+        looked = replace(card, image_size=size or 64)
+        expected = find_faces(model, looked, tf.constant(photo), 0.001)
+        assert len(boxes) > 0
+        np.testing.assert_allclose(boxes, expected[0], atol=0.01)
+        np.testing.assert_allclose(scores, expected[1], atol=1e-5)

@@ -1,6 +1,7 @@
 """A student learns from a teacher that may teach it, and only from such a one."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -68,12 +69,14 @@ def test_the_teachers_weights_are_not_the_students():
     assert len(model.trainable_variables) == len(student.trainable_variables) == 4
 
 
-def test_what_was_added_for_rare_classes_is_not_taught(tmp_path: Path):
+@pytest.mark.parametrize("weights", ["none", "centerface"])
+def test_what_was_added_for_rare_classes_is_not_taught(weights: str, tmp_path: Path):
     path = tmp_path / "t.keras"
-    model = build_model("mobilenet", 42, 3, "none", multi_view=True)
+    build = partial(build_model, "mobilenet", 42, 3, weights, multi_view=True, is_loaded=False)
+    model = build()
     images = faces(4, shape=(42, 42)).astype(np.float32)
     # What is taught is what it says of one view.
-    one_view = build_model("mobilenet", 42, 3, "none", multi_view=True, all_views=False)
+    one_view = build(all_views=False)
     one_view.set_weights(model.get_weights())
     expected = logits_model(one_view)(images, training=False)
     offsets = [0.0, 0.4, 2.0]

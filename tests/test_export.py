@@ -492,5 +492,12 @@ def test_the_command_line_adds_a_detector(model, detector, tmp_path, capsys) -> 
     arguments = ["--model", str(tmp_path / "model.keras"), "--output", str(tmp_path / "out")]
     assert main([*arguments, "--detector", str(tmp_path / "detector.keras")]) == 0
     assert "photo" in tf.saved_model.load(str(tmp_path / "out" / "1")).signatures
+    size = ["--detector-size", "96"]
+    assert main([*arguments, "--detector", str(tmp_path / "detector.keras"), *size]) == 0
+    card = json.loads((tmp_path / "out" / "2" / "assets.extra" / "detector_card.json").read_text())
+    assert card["image_size"] == 96
+    with pytest.raises(SystemExit):
+        main([*arguments, *size])
+    assert "--detector-size needs --detector" in capsys.readouterr().err
     assert main([*arguments, "--detector", str(tmp_path / "model.keras")]) == 2
     assert "is a classifier, expected a detector" in capsys.readouterr().err

@@ -252,6 +252,12 @@ KINDS: dict[str, tuple[Spoil, list[str], str]] = {
         [*VOC, "--detector-model", "d.keras"],
         "--detector-model: --detector voc has no file",
     ),
+    "detector without size": (
+        _nothing,
+        [*VOC, "--detector-size", "416"],
+        "--detector-size is for a trained detector's file",
+    ),
+    "detector of too few pixels": (_nothing, [*PHOTO, "--detector-size", "32"], "at least 64"),
     "no XML": (_nothing, VOC, "photo.png: no annotation photo.xml beside it or in ../annotations"),
     "XML of another size": (
         _annotated(voc_xml("photo.png", (60, 90))),

@@ -89,11 +89,17 @@ def test_a_saved_detector_is_scored_beside_annotations(trained, sample_dir, tmp_
     split = ["--split-file", str(trained / "results" / "metrics" / "split.json")]
     assert evaluate_detector.main([*arguments, *split]) == 0
     assert "AP50" in capsys.readouterr().out
-    scored = json.loads((tmp_path / "metrics" / "detector.json").read_text())["trained"]
-    first = json.loads((trained / "results" / "metrics" / "detector.json").read_text())["trained"]
-    assert scored["detection"] == first["detection"]
+    scored = _scored(tmp_path)
+    assert scored["trained"]["detection"] == _scored(trained / "results")["trained"]["detection"]
+    assert evaluate_detector.main([*arguments, *split, "--detector-size", "96"]) == 0
+    assert scored["settings"]["image_size"] == 64
+    assert _scored(tmp_path)["settings"]["image_size"] == 96
     assert evaluate_detector.main(arguments) == 2
     assert "--split test needs the --split-file" in capsys.readouterr().err
+
+
+def _scored(results: Path) -> dict:
+    return json.loads((results / "metrics" / "detector.json").read_text())
 
 
 def test_the_split_and_the_classifier_must_fit(trained, sample_dir, tmp_path, capsys):
