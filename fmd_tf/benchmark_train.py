@@ -21,7 +21,7 @@ from fmd_tf import CLASS_NAMES
 from fmd_tf.augment import build_augmentation
 from fmd_tf.benchmark_recipe import benchmark_recipe, format_recipe
 from fmd_tf.benchmark_serving import BenchmarkError
-from fmd_tf.config import IMAGENET
+from fmd_tf.config import IMAGENET, TrainConfig
 from fmd_tf.devices import precision_policy
 from fmd_tf.face_mask_dataset import load_photos
 from fmd_tf.input_pipeline import load_crops, train_dataset
@@ -50,7 +50,7 @@ def benchmark_train(
 ) -> dict[str, Any]:
     """Measure steps of fine-tuning on the pipeline's batches and on one batch in memory, in turns.
 
-    Weights are random in these steps: they cost the same.
+    The network is that of the weights, which are random in these steps: they cost the same.
 
     Args:
         data_dir: VOC folder.
@@ -60,7 +60,7 @@ def benchmark_train(
         steps: Steps of a turn.
         rounds: Turns of each that the medians are of.
         class_names: Names of the classes in the folder.
-        weights: What the whole run begins from, as `train --weights`.
+        weights: As `train --weights`; the whole run begins from them.
         peer_epochs: Epochs of the peer; 0 leaves out both whole runs.
         peer_weights: What the peer begins from.
 
@@ -78,7 +78,8 @@ def benchmark_train(
     if not len(crops):
         raise BenchmarkError(f"{data_dir} holds no faces")
     policy = precision_policy("auto", is_depthwise(model_name))
-    model = _compiled(model_name, image_size, len(class_names), policy)
+    first_weights = TrainConfig(model_name=model_name, weights=weights).first_weights()
+    model = _compiled(model_name, image_size, len(class_names), first_weights, policy)
     batches = train_dataset(
         crops.images, crops.labels, len(class_names), batch_size, seed=0, balance=_BALANCE
     )
@@ -111,11 +112,19 @@ def benchmark_train(
     }
 
 
-def _compiled(model_name: str, image_size: int, num_classes: int, policy: str) -> keras.Model:
+def _compiled(
+    model_name: str, image_size: int, num_classes: int, weights: str, policy: str
+) -> keras.Model:
     """Build what fine-tuning trains: the augmentation and the model up to its logits."""
     with dtype_policy(policy):
         model = build_model(
-            model_name, image_size, num_classes, "none", multi_view=True, all_views=False
+            model_name,
+            image_size,
+            num_classes,
+            weights,
+            multi_view=True,
+            all_views=False,
+            is_loaded=False,
         )
         freeze_batch_norm(model)
         augmented = keras.Sequential(
