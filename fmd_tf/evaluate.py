@@ -24,6 +24,7 @@ from fmd_tf.errors import UserError, command_line
 from fmd_tf.face_mask_dataset import load_photos
 from fmd_tf.gradcam import plot_grad_cam
 from fmd_tf.input_pipeline import Crops, eval_dataset, load_crops
+from fmd_tf.memory import keep_memory
 from fmd_tf.metrics import Predictions, color_contrasts, compute_metrics, format_summary
 from fmd_tf.model import ModelCard, load_model
 from fmd_tf.publish import replacing, require_writable, write_text
@@ -42,6 +43,7 @@ class PredictionsError(UserError):
 @command_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the process' exit code."""
+    keep_memory()
     arguments = _parse(argv)
     metrics, card = evaluate(**vars(arguments))
     print(f"Results: {arguments.results_dir / 'metrics'}")

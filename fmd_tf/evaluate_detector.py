@@ -33,6 +33,7 @@ from fmd_tf.detector import DetectorCard, load_detector
 from fmd_tf.detector_metrics import RECALL_OVERLAP, PhotoFaces, average_precision, summarize
 from fmd_tf.errors import command_line
 from fmd_tf.input_pipeline import decode_photo
+from fmd_tf.memory import keep_memory
 from fmd_tf.model import ModelCard, ModelError, load_model
 from fmd_tf.publish import require_writable, write_text
 from fmd_tf.splits import (
@@ -54,6 +55,7 @@ LOWEST_SCORE = 0.05
 @command_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the process' exit code."""
+    keep_memory()
     options = _parse(argv)
     evaluate(**vars(options))
     return 0

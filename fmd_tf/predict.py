@@ -34,6 +34,7 @@ from fmd_tf.devices import faster_graphs
 from fmd_tf.draw import draw_faces, save_picture
 from fmd_tf.errors import UserError, command_line
 from fmd_tf.labelling import Labeller
+from fmd_tf.memory import keep_memory
 from fmd_tf.photos import PhotoError, find_photos, read_photo
 from fmd_tf.publish import require_writable, version_folder
 from fmd_tf.records import JsonOutput, LabelledFace, OutputError, Record, Summary
@@ -54,6 +55,7 @@ class InputError(UserError):
 @command_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the process' exit code."""
+    keep_memory()
     arguments = build_parser().parse_args(argv)
     try:
         with _terminated_as_interrupted():
