@@ -15,7 +15,7 @@ _NEVER = 2**31 - 1
 
 
 def keep_memory() -> None:
-    """Let this process keep what it has freed: half of the time of 32 faces of six views went there.
+    """Let this process keep what it has freed: it cost half of the time of 32 faces.
 
     It is for commands that ask a model again and again and end: their peak stays what it was,
     but nothing is given back before their end. Threads have one pool, as only that one can keep
