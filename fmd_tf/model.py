@@ -21,7 +21,7 @@ import keras
 
 from fmd_tf import MIN_IMAGE_SIZE, MIN_MULTI_VIEW_SIZE
 from fmd_tf.centerface import build_backbone, is_centerface
-from fmd_tf.config import CENTERFACE, NO_WEIGHTS, WEIGHTS_HINT
+from fmd_tf.config import CENTERFACE, IMAGENET, NO_WEIGHTS, WEIGHTS_HINT
 from fmd_tf.errors import ModelError, first_line
 from fmd_tf.publish import replacing
 
@@ -161,7 +161,7 @@ def build_model(
     views = _cut_views(image, seen, all_views) if multi_view else [image]
     x = keras.ops.concatenate(views, axis=0) if len(views) > 1 else views[0]
     backbone = load_backbone(model_name, seen, weights, is_loaded)
-    x = _run_backbone(backbone, model_name, x, weights)
+    x = _run_backbone(backbone, model_name, x, weights, _downloads(weights, is_loaded))
     x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
     if len(views) > 1:
         x = keras.ops.mean(keras.ops.reshape(x, (len(views), -1, x.shape[-1])), axis=0)
@@ -199,15 +199,24 @@ def _head_layers(num_classes: int, dropout: float, dense_units: int) -> list[ker
     ]
 
 
+def _downloads(weights: str, is_loaded: bool) -> bool:
+    """Tell whether Keras downloads them: EfficientNet then does all of its scaling itself."""
+    return is_loaded and weights == IMAGENET
+
+
 def _run_backbone(
-    features: keras.Model, model_name: str, image: keras.KerasTensor, weights: str
+    features: keras.Model,
+    model_name: str,
+    image: keras.KerasTensor,
+    weights: str,
+    downloaded: bool,
 ) -> Any:
     """Preprocess and apply; from pretrained weights in inference mode always."""
     if weights == "none":
         _speed_up_batch_norm(features)
     mode = {} if weights == "none" else {"training": False}
     preprocess = _fraction if is_centerface(weights) else _BACKBONES[model_name].preprocess
-    image = preprocess(image, weights == "imagenet")
+    image = preprocess(image, downloaded)
     return features(image, **mode)
 
 
@@ -245,7 +254,7 @@ def load_backbone(
             raise ModelError(f"--weights {weights}: CenterFace's are for mobilenet alone")
         return build_backbone(image_size, weights, is_loaded)
     shape = (image_size, image_size, 3)
-    download = "imagenet" if weights == "imagenet" and is_loaded else None
+    download = IMAGENET if _downloads(weights, is_loaded) else None
     try:
         with warnings.catch_warnings():
             # MobileNetV2 warns that other sizes get the weights of 224 px, as they should.

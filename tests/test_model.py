@@ -195,3 +195,11 @@ def test_files_that_are_no_models(tmp_path: Path):
     keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).save(tmp_path / "other.keras")
     with pytest.raises(ModelError, match="is not a classifier of fmd_tf"):
         load_model(tmp_path / "other.keras")
+
+
+def test_a_network_that_is_not_loaded_scales_as_one_without_weights():
+    expected, scaling = (
+        build_model("efficientnet", 32, 3, weights, is_loaded=False).get_layer("preprocess")
+        for weights in ("none", "imagenet")
+    )
+    assert scaling.get_config() == expected.get_config()
