@@ -1,15 +1,16 @@
-"""Who classifies the faces of a photo: a `.keras` file, a SavedModel, or a server.
+"""Who classifies the faces of a photo: a `.keras` file, a LiteRT export, a SavedModel, a server.
 
-Contract: all three cut the same crops (`fmd_tf.input_pipeline.crop_faces` with the model's own
-padding, shape and size, boxes clipped to the photo) and so give the same answer. A SavedModel and
-a server may find the faces too, where they have the signature `photo`.
+Contract: all cut the same crops (`fmd_tf.input_pipeline.crop_faces` with the model's own padding,
+shape and size, boxes clipped to the photo) and so give the same answer, LiteRT to what its weights
+of fewer bits lose. Exports and servers may find the faces too, where a detector was exported with
+the classifier.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,10 +19,13 @@ import numpy as np
 import tensorflow as tf
 
 from fmd_tf.client import Client, Prediction, ServingError
+from fmd_tf.detect import FaceDetector, trained_detector
 from fmd_tf.errors import UserError, first_line
-from fmd_tf.freezing import fold_batch_norm, freeze
+from fmd_tf.formats import LITERT_FILE, Predictor, load_format, load_litert_detector
+from fmd_tf.freezing import fold_batch_norm, freeze, outside_graph, trace
 from fmd_tf.input_pipeline import crop_faces
 from fmd_tf.model import ModelCard, load_model
+from fmd_tf.model_card import read_cards
 from fmd_tf.photos import Photo, PhotoError
 from fmd_tf.publish import version_folder
 from fmd_tf.voc import MAX_PIXELS
@@ -80,9 +84,9 @@ def load_backend(model: str, batch_size: int = 32) -> Backend:
     """Load a model or reach its server, and check that it is one of this project.
 
     Args:
-        model: A `.keras` file of a training; the folder of a SavedModel, or of its versions, of
-            which the newest is taken; or the URL of a server, such as http://127.0.0.1:8501 or
-            http://127.0.0.1:8501/v1/models/face_mask/versions/3.
+        model: A `.keras` file of a training; the folder of a LiteRT export; that of a SavedModel,
+            or of its versions, of which the newest is taken; or the URL of a server, such as
+            http://127.0.0.1:8501 or http://127.0.0.1:8501/v1/models/face_mask/versions/3.
         batch_size: Faces of a photo that are classified at a time; default 32.
 
     Returns:
@@ -91,13 +95,50 @@ def load_backend(model: str, batch_size: int = 32) -> Backend:
     Raises:
         BackendError: It cannot be loaded, or is no classifier of this project.
         ServingError: The server does not answer.
-        ValueError: A `.keras` file is not usable (`fmd_tf.model.ModelError`).
+        ValueError: A `.keras` file is not usable (`fmd_tf.model.ModelError`), or the package of
+            LiteRT is missing (`fmd_tf.formats.FormatError`).
     """
     if model.startswith(("http://", "https://")):
         return _Server(model, batch_size)
-    if Path(model).is_dir():
-        return _SavedModel(Path(model), batch_size)
-    return _KerasFile(Path(model), batch_size)
+    path = Path(model)
+    if (path / LITERT_FILE).is_file():
+        return _load_litert(path, batch_size)
+    if path.is_dir():
+        return _SavedModel(path, batch_size)
+    classifier, card = load_model(path)
+    return _Local(card, partial(face_classifier, classifier, card), None, batch_size)
+
+
+def _load_litert(folder: Path, batch_size: int) -> _Local:
+    """Load a folder of `fmd_tf.formats`, with its detector where it has one."""
+    try:
+        card, detector_card = read_cards(folder)
+        size, num_classes = card.image_size, len(card.class_names)
+        predict = load_format("litert", folder)
+        _require_answer(predict, (1, size, size, 3), (1, num_classes))
+        classifier = outside_graph(predict, [None, num_classes])
+        detector = None
+        if detector_card:
+            find = load_litert_detector(folder)
+            _require_answer(find, (1, 32, 64, 3), (1, 8, 16, 5))
+            network = outside_graph(find, [1, None, None, 5])
+            detector = trained_detector(network, detector_card, make_graph=trace)
+    except UserError:
+        raise
+    # What a damaged file raises is not documented.
+    except Exception as error:
+        raise BackendError(
+            f"{folder} cannot be loaded as a LiteRT export ({first_line(error)})"
+        ) from error
+    classify = partial(_classifier, classifier, card, make_graph=trace)
+    return _Local(card, classify, detector, batch_size)
+
+
+def _require_answer(predict: Predictor, question: tuple[int, ...], answer: tuple[int, ...]) -> None:
+    """Fail where a file is not of its card: while photos are labelled it would be too late."""
+    found = predict(np.zeros(question, np.float32)).shape
+    if found != answer:
+        raise ValueError(f"expected an answer of shape {answer} as its card says, got {found}")
 
 
 def _batches(boxes: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
@@ -120,42 +161,64 @@ def face_classifier(model: keras.Model, card: ModelCard, padding: float) -> Face
         The function from a photo, uint8 [height, width, 3], and boxes, [num_faces, 4] pixels, to
         probabilities, float32 [num_faces, num_classes].
     """
-    folded = fold_batch_norm(model)
+    return _classifier(fold_batch_norm(model), card, padding, freeze)
 
-    def graph(pixels: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
+
+def _classifier(
+    model: Callable[..., tf.Tensor],
+    card: ModelCard,
+    padding: float,
+    make_graph: Callable[..., Callable[..., Any]],
+) -> FaceClassifier:
+    """Join cropping and what is called as a classifier to one graph, see `trained_detector`."""
+
+    def graph(pixels: tf.Tensor, boxes: tf.Tensor) -> list[tf.Tensor]:
         crops = crop_faces(pixels, boxes, card.image_size, padding, card.square)
-        return folded(tf.cast(crops, tf.float32), training=False)
+        return [model(tf.cast(crops, tf.float32), training=False)]
 
-    frozen = freeze(graph, tf.TensorSpec([None, None, 3], tf.uint8), tf.TensorSpec([None, 4]))
+    made = make_graph(graph, tf.TensorSpec([None, None, 3], tf.uint8), tf.TensorSpec([None, 4]))
 
     def classify(pixels: np.ndarray, boxes: np.ndarray) -> np.ndarray:
         if not len(boxes):
             return np.zeros((0, len(card.class_names)), np.float32)
-        (rows,) = frozen(tf.constant(pixels), tf.constant(boxes, tf.float32))
+        (rows,) = made(tf.constant(pixels), tf.constant(boxes, tf.float32))
         return rows.numpy()
 
     return classify
 
 
-class _KerasFile:
-    """A `.keras` file: cropping and classifier in one graph."""
+class _Local:
+    """What runs in this process on crops that are cut here.
 
-    finds_faces = False
+    Args:
+        card: Of the classifier.
+        make_classifier: Makes it for a padding.
+        detector: Exported with it; None if it finds no faces.
+        batch_size: Faces of a photo that are classified at a time.
+    """
+
     version: str | None = None
 
-    def __init__(self, path: Path, batch_size: int) -> None:
-        self._model, self._card = load_model(path)
-        self._batch_size = batch_size
+    def __init__(
+        self,
+        card: ModelCard,
+        make_classifier: Callable[..., FaceClassifier],
+        detector: FaceDetector | None,
+        batch_size: int,
+    ) -> None:
+        self._card, self._make_classifier = card, make_classifier
+        self._detector, self._batch_size = detector, batch_size
+        self.finds_faces = detector is not None
 
     # Made when they are first called: a run needs one of them, and each takes a second or two.
     @cached_property
     def _faces(self) -> FaceClassifier:
-        return face_classifier(self._model, self._card, self._card.padding)
+        return self._make_classifier(padding=self._card.padding)
 
     @cached_property
     def _crop(self) -> FaceClassifier:
         """Classify as the signature `serving_default`: the whole image without padding."""
-        return face_classifier(self._model, self._card, 0.0)
+        return self._make_classifier(padding=0.0)
 
     def _classify(
         self, classify: FaceClassifier, pixels: np.ndarray, boxes: np.ndarray
@@ -177,7 +240,10 @@ class _KerasFile:
         return self._classify(self._crop, photo.pixels, whole)[0]
 
     def find_faces(self, photo: Photo) -> Found:
-        raise BackendError("a .keras classifier finds no faces")
+        if self._detector is None:
+            raise BackendError("this classifier finds no faces")
+        boxes, scores = self._detector(photo.pixels)
+        return boxes, scores, self.classify_faces(photo, boxes)
 
     def close(self) -> None:
         pass

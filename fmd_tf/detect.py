@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -92,16 +91,20 @@ def _load_trained(path: Path, threshold: float | None, image_size: int | None) -
 
 
 def trained_detector(
-    model: keras.Model, card: DetectorCard, threshold: float | None = None
+    model: Callable[..., tf.Tensor],
+    card: DetectorCard,
+    threshold: float | None = None,
+    make_graph: Callable[..., Callable[..., Any]] = freeze,
 ) -> FaceDetector:
     """Wrap a model of `fmd_tf.detector`, as it is now, in one graph for photos of any size.
 
     Args:
-        model: The detector.
+        model: The detector, or what is called as it is.
         card: Its card.
         threshold: Least face score; None takes the card's.
+        make_graph: `freezing.freeze`, or `freezing.trace` for a model of another runtime.
     """
-    find = freeze(
+    find = make_graph(
         lambda photo: find_faces(model, card, photo, threshold),
         tf.TensorSpec([None, None, 3], tf.uint8),
     )

@@ -57,7 +57,7 @@ from fmd_tf.formats import (
     format_comparison,
     load_format,
     load_saved_model,
-    require_packages,
+    require_format,
 )
 from fmd_tf.freezing import fold_batch_norm, freeze
 from fmd_tf.input_pipeline import Crops, crop_faces, crop_windows, decode_photo, decode_upright
@@ -89,7 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the process' exit code."""
     options = _parse(argv)
     if options.format != SAVED_MODEL:
-        require_packages(options.format)  # Before minutes are spent on reading faces.
+        # Before minutes are spent on reading faces.
+        require_format(options.format, has_detector=options.detector is not None)
     model, card = load_model(options.model)
     if options.format == SAVED_MODEL:
         _export_saved_model(model, card, options)
@@ -103,7 +104,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", type=Path, required=True, help="best_model.keras of a training")
     add("--format", choices=(SAVED_MODEL, *FORMATS), default=SAVED_MODEL, help="what to write")
-    add("--detector", type=Path, help="best_detector.keras: adds the signature photo")
+    add(
+        "--detector",
+        type=Path,
+        help="best_detector.keras, to find faces too",
+    )
     add_detector_size(parser)
     add("--output", type=Path, help="folder (default: savedmodel/face_mask, or exports/FORMAT)")
     add("--version", type=at_least(1), help="version number (default: one more than the last)")
@@ -113,8 +118,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--group-distance", type=at_least(0), default=MAX_DISTANCE, help="as for training (bits)")
     add("--skip-invalid", action="store_true", help="leave out invalid annotations")
     options = parser.parse_args(argv)
-    if options.format != SAVED_MODEL and (options.detector or options.version):
-        parser.error("--detector and --version are for --format savedmodel")
+    if options.format != SAVED_MODEL and options.version:
+        parser.error("--version is for --format savedmodel")
     if options.detector_size and not options.detector:
         parser.error("--detector-size needs --detector")
     if options.split_file and not options.data_dir:
@@ -122,14 +127,18 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+def _detector(options: argparse.Namespace) -> Detector | None:
+    if options.detector is None:
+        return None
+    return load_detector(options.detector, options.detector_size)
+
+
 def _load_crops(card: ModelCard, options: argparse.Namespace) -> Crops:
     return load_faces(options.data_dir, card, options.skip_invalid, options.group_distance)[0]
 
 
 def _export_saved_model(model: keras.Model, card: ModelCard, options: argparse.Namespace) -> None:
-    detector = None
-    if options.detector:
-        detector = load_detector(options.detector, options.detector_size)
+    detector = _detector(options)
     output = options.output or Path("savedmodel/face_mask")
     test = None
     if options.data_dir:
@@ -143,14 +152,16 @@ def _export_saved_model(model: keras.Model, card: ModelCard, options: argparse.N
 
 def _export_format(model: keras.Model, card: ModelCard, options: argparse.Namespace) -> None:
     """Write another format, load it again, and compare it with the model."""
+    detector = _detector(options)
     output = options.output or Path("exports") / options.format
     train = test = None
     if options.data_dir:
         crops = _load_crops(card, options)
         train = select_part(crops, card, options.split_file, "train").images
         test = select_part(crops, card, options.split_file, "test")
-    export_format(options.format, model, card, output, options.overwrite, train)
-    size = sum(path.stat().st_size for path in output.glob("model*")) / 1e6
+    export_format(options.format, model, card, output, options.overwrite, train, detector)
+    files = [path for pattern in ("model.*", "detector.*") for path in output.glob(pattern)]
+    size = sum(path.stat().st_size for path in files) / 1e6
     print(f"{options.format}: {output} ({size:.1f} MB)")
     predictor = load_format(options.format, output)
     if test is not None:

@@ -3,12 +3,14 @@
 Contract: each model has one input, float32 [batch, size, size, 3], face crops RGB 0-255 as
 `input_pipeline.crop_faces` cuts them, and one output, float32 [batch, num_classes],
 probabilities. A format is a folder with the model's file or files, `class_names.txt`,
-`model_card.json` and a model card in `README.md`; it appears by a rename.
+`model_card.json` and a model card in `README.md`; it appears by a rename. One of LiteRT may hold
+a detector too, with the input and output of `fmd_tf.detector`, and `detector_card.json`.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,6 +23,7 @@ import numpy as np
 import tensorflow as tf
 from sklearn.metrics import f1_score
 
+from fmd_tf.detector import DetectorCard
 from fmd_tf.errors import UserError, install_command
 from fmd_tf.input_pipeline import Crops, eval_dataset
 from fmd_tf.model import ModelCard, weighted_layers
@@ -32,11 +35,14 @@ Predictor = Callable[[np.ndarray], np.ndarray]
 CALIBRATION_FACES = 300
 """Crops that int8 ranges are read from, when there are as many."""
 SAVED_MODEL = "savedmodel"
+LITERT_FILE = "model.tflite"
+_DETECTOR_FILE = "detector.tflite"
 MAX_F1_LOSS = 0.005
 SAFEST = "litert"
 """What to take where a format loses more: half-precision weights lose next to nothing."""
-_THREADS = 2
 _BATCH_SIZE = 32
+_MAX_THREADS = 4
+"""Of LiteRT, which does not choose by itself; small models gain nothing of more."""
 
 
 class FormatError(UserError):
@@ -71,6 +77,7 @@ def export_format(
     folder: Path,
     overwrite: bool = False,
     crops: Rows | None = None,
+    detector: tuple[keras.Model, DetectorCard] | None = None,
 ) -> Path:
     """Write a classifier in one format.
 
@@ -81,15 +88,17 @@ def export_format(
         folder: What is written.
         overwrite: Replace the folder where it exists.
         crops: uint8 [number, size, size, 3], training crops; for int8 only.
+        detector: Face detector and its card, see `fmd_tf.detector`; for LiteRT only. Its weights
+            are in float16 with int8 too, as it would need photos of its own to be calibrated.
 
     Returns:
         The folder.
 
     Raises:
-        FormatError: A package is missing, or int8 has no crops.
+        FormatError: A package is missing, int8 has no crops, or a detector is for LiteRT only.
         PublishError: The folder exists, or cannot be put into place.
     """
-    form = require_packages(name)
+    form = require_format(name, has_detector=detector is not None)
     crops = np.zeros((0, *model.input_shape[1:]), np.uint8) if crops is None else crops
     if form.calibrated and not len(crops):
         raise FormatError(
@@ -99,7 +108,9 @@ def export_format(
     with publishing(folder, overwrite) as partial:
         partial.mkdir()
         form.write(model, partial / form.file, crops)
-        write_cards(partial, card)
+        if detector:
+            _write_litert(detector[0], partial / _DETECTOR_FILE, crops)
+        write_cards(partial, card, detector[1] if detector else None)
     return folder
 
 
@@ -117,10 +128,22 @@ def load_format(name: str, folder: Path) -> Predictor:
     Raises:
         FormatError: A package is missing, or there is no such file.
     """
-    form = require_packages(name)
+    form = require_format(name)
     if not (folder / form.file).is_file():
         raise FormatError(f"{folder} holds no {form.file}; write it with --format {name}")
     return form.load(folder / form.file)
+
+
+def load_litert_detector(folder: Path) -> Predictor:
+    """Load the detector of a LiteRT export.
+
+    Args:
+        folder: What `export_format` wrote with a detector.
+
+    Returns:
+        A function from a photo, float32 [1, height, width, 3], to what `fmd_tf.detector` has of it.
+    """
+    return _load_litert(folder / _DETECTOR_FILE)
 
 
 def load_saved_model(version: Path) -> Predictor:
@@ -185,13 +208,20 @@ def format_comparison(comparison: Comparison) -> str:
     )
 
 
-def require_packages(name: str) -> Format:
+def require_format(name: str, has_detector: bool = False) -> Format:
     """Return a format whose packages are there.
 
+    Args:
+        name: One of `FORMATS`.
+        has_detector: Whether a detector is to go with it.
+
     Raises:
-        FormatError: One is missing; the message names the extra that installs it.
+        FormatError: One is missing; the message names the extra that installs it. Or there is no
+            place for a detector.
     """
     form = FORMATS[name]
+    if has_detector and form.file != LITERT_FILE:
+        raise FormatError(f"--format {name} takes no --detector; savedmodel and litert do")
     for package in form.packages:
         try:
             importlib.import_module(package)
@@ -288,7 +318,7 @@ def round_to_int8(kernel: np.ndarray) -> np.ndarray:
 def _load_litert(path: Path) -> Predictor:
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(str(path), num_threads=_THREADS)
+    interpreter = Interpreter(str(path), num_threads=min(_MAX_THREADS, os.cpu_count() or 1))
     (image,), (probabilities,) = interpreter.get_input_details(), interpreter.get_output_details()
 
     def predict(crops: np.ndarray) -> np.ndarray:
@@ -338,12 +368,12 @@ def _load_openvino(path: Path) -> Predictor:
 
 _ONNX = ("onnx", "tf2onnx", "onnxruntime")
 FORMATS = {
-    "litert": Format("model.tflite", ("ai_edge_litert",), "litert", _write_litert, _load_litert),
+    "litert": Format(LITERT_FILE, ("ai_edge_litert",), "litert", _write_litert, _load_litert),
     "litert-dynamic": Format(
-        "model.tflite", ("ai_edge_litert",), "litert", _write_litert_dynamic, _load_litert
+        LITERT_FILE, ("ai_edge_litert",), "litert", _write_litert_dynamic, _load_litert
     ),
     "litert-int8": Format(
-        "model.tflite", ("ai_edge_litert",), "litert", _write_litert_int8, _load_litert, True
+        LITERT_FILE, ("ai_edge_litert",), "litert", _write_litert_int8, _load_litert, True
     ),
     "onnx": Format("model.onnx", _ONNX, "onnx", _write_onnx, _load_onnx),
     "openvino": Format("model.xml", ("openvino",), "openvino", _write_openvino, _load_openvino),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
@@ -27,6 +28,35 @@ def freeze(call: Callable[..., Any], *signature: tf.TensorSpec) -> Callable[...,
     """
     traced = tf.function(call, input_signature=signature)
     return convert_variables_to_constants_v2(traced.get_concrete_function())
+
+
+def trace(call: Callable[..., Any], *signature: tf.TensorSpec) -> Callable[..., Any]:
+    """Make a graph of a call of `outside_graph`, as `freeze` does of one of Keras models.
+
+    Args:
+        call: TensorFlow operations and what `outside_graph` returned.
+        signature: Shapes and dtypes of its arguments.
+    """
+    return tf.function(call, input_signature=signature)
+
+
+def outside_graph(
+    predict: Callable[[np.ndarray], np.ndarray], shape: Sequence[int | None]
+) -> Callable[..., tf.Tensor]:
+    """Let a graph ask another runtime, where it would call a Keras model.
+
+    Args:
+        predict: From float32 images [batch, height, width, 3] to float32.
+        shape: Of what it returns, None where it varies.
+
+    Returns:
+        A function to be called as a model; only in the process that made it.
+    """
+
+    def call(images: tf.Tensor, training: bool = False) -> tf.Tensor:
+        return tf.ensure_shape(tf.numpy_function(predict, [images], tf.float32), shape)
+
+    return call
 
 
 def fold_batch_norm(model: keras.Model) -> keras.Model:

@@ -18,8 +18,8 @@ class Labeller:
     Args:
         backend: The classifier.
         detector: One of `detect.DETECTOR_NAMES`.
-        detector_model: File of the trained detector. By default `detect.DEFAULT_DETECTOR`; where
-            that is not there and the classifier is an export that finds faces, it does.
+        detector_model: File of the trained detector. By default the one that the classifier was
+            exported with, or else `detect.DEFAULT_DETECTOR`.
         confidence_threshold: Least probability of the likeliest class, else a face is uncertain.
         face_threshold: Least score of a face; None takes the detector's own.
         detector_size: Pixels that the longer side of a photo is scaled to for the trained
@@ -92,9 +92,7 @@ def _detector_file(backend: Backend, detector: str, chosen: Path | None) -> Path
         if chosen:
             raise DetectorError(f"--detector-model: --detector {detector} has no file")
         return None
-    if chosen or DEFAULT_DETECTOR.is_file() or not backend.finds_faces:
-        return chosen or DEFAULT_DETECTOR
-    return None
+    return chosen or (None if backend.finds_faces else DEFAULT_DETECTOR)
 
 
 def _whole(photo: Photo) -> np.ndarray:

@@ -78,6 +78,21 @@ def write_cards(folder: Path, card: ModelCard, detector_card: DetectorCard | Non
         (folder / name).write_text(text, encoding="utf-8")
 
 
+def read_cards(folder: Path) -> tuple[ModelCard, DetectorCard | None]:
+    """Read what `write_cards` wrote for programs.
+
+    Raises:
+        OSError: A file cannot be read.
+        ValueError: It is no JSON, or TypeError or KeyError: no such card.
+    """
+    fields = json.loads((folder / "model_card.json").read_text(encoding="utf-8"))
+    card = ModelCard(**{**fields, "class_names": tuple(fields["class_names"])})
+    detector = folder / "detector_card.json"
+    if not detector.is_file():
+        return card, None
+    return card, DetectorCard(**json.loads(detector.read_text(encoding="utf-8")))
+
+
 def format_model_card(card: ModelCard, detector_card: DetectorCard | None = None) -> str:
     """Write the card of a model.
 

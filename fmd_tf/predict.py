@@ -96,13 +96,15 @@ def build_parser() -> argparse.ArgumentParser:
         "--webcam", type=at_least(0), metavar="N", help="number of a camera, from 0"
     )
     add = parser.add_argument
-    add("--model", default=DEFAULT_MODEL, help=".keras file, SavedModel folder, or a server's URL")
+    add(
+        "--model", default=DEFAULT_MODEL, help=".keras file, folder of an export, or a server's URL"
+    )
     add("--detector", choices=DETECTOR_NAMES, default="trained", help="what finds the faces")
     add(
         "--detector-model",
         type=Path,
         metavar="FILE",
-        help="trained detector; default: checkpoints/detector/best_detector.keras, or the export's",
+        help="trained detector; default: the export's, or checkpoints/detector/best_detector.keras",
     )
     add_detector_size(parser)
     add("--output", type=Path, metavar="FILE.json", help="JSON file of all answers")
@@ -317,11 +319,12 @@ def _folder_files(folder: Path, save_viz: Path | None) -> list[Path]:
 
 def _sha256(path: Path | None) -> str | None:
     """Tell one model from another that takes its place; of a server's the version must do."""
-    if path is None:
+    if path is None or not path.exists():
         return None
+    files = [path]
     if path.is_dir():
-        path = version_folder(path) / "saved_model.pb"
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+        files = sorted(path.glob("*.tflite")) or [version_folder(path) / "saved_model.pb"]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 class _Results:

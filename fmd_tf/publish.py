@@ -23,7 +23,7 @@ _STALE = re.compile(rf"({re.escape(_PARTIAL)}|{re.escape(_REPLACED)}).+-[0-9a-f]
 # What TensorFlow and this project write into the folder of a model.
 _WRITTEN = re.compile(
     r"assets(\.extra)?|variables|(saved_model|fingerprint)\.pb"
-    r"|model\.(tflite|onnx|onnx\.data|xml|bin)|model_card\.json"
+    r"|model\.(tflite|onnx|onnx\.data|xml|bin)|detector\.tflite|model_card\.json"
     r"|detector_card\.json|class_names\.txt|README\.md"
 )
 

@@ -496,6 +496,10 @@ def test_the_command_line_adds_a_detector(model, detector, tmp_path, capsys) -> 
     assert main([*arguments, "--detector", str(tmp_path / "detector.keras"), *size]) == 0
     card = json.loads((tmp_path / "out" / "2" / "assets.extra" / "detector_card.json").read_text())
     assert card["image_size"] == 96
+    litert = ["--format", "litert", "--model", str(tmp_path / "model.keras")]
+    litert += ["--output", str(tmp_path / "litert")]
+    assert main([*litert, "--detector", str(tmp_path / "detector.keras"), *size]) == 0
+    assert json.loads((tmp_path / "litert" / "detector_card.json").read_text()) == card
     with pytest.raises(SystemExit):
         main([*arguments, *size])
     assert "--detector-size needs --detector" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fmd_tf import CLASS_NAMES, export
+from fmd_tf.detector import DetectorCard, build_detector
 from fmd_tf.formats import (
     FORMATS,
     Comparison,
@@ -13,10 +14,12 @@ from fmd_tf.formats import (
     compare,
     export_format,
     load_format,
+    load_litert_detector,
     round_to_int8,
 )
 from fmd_tf.input_pipeline import Crops
 from fmd_tf.model import load_model
+from fmd_tf.model_card import read_cards
 from fmd_tf.publish import PublishError
 from tests.serving import CARD, SIZE, faces
 
@@ -136,6 +139,30 @@ def test_a_missing_package_names_its_extra(name: str, monkeypatch: pytest.Monkey
         monkeypatch.setitem(sys.modules, package, None)  # An import of it then fails.
     with pytest.raises(FormatError, match=rf'pip install -e "\.\[{FORMATS[name].extra}\]"'):
         load_format(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["litert", "litert-int8"])
+@pytest.mark.usefixtures("shallow_backbone")
+def test_a_detector_goes_with_litert(name: str, model: keras.Model, tmp_path: Path):
+    keras.utils.set_random_seed(0)
+    detector = build_detector("none")
+    card = DetectorCard(image_size=96, threshold=0.25)
+    folder = export_format(name, model, CARD, tmp_path / "out", False, CROPS, (detector, card))
+    ask = load_litert_detector(folder)
+    for shape in ((1, 64, 96, 3), (1, 32, 64, 3)):
+        photo = np.random.default_rng(0).uniform(0, 255, shape).astype(np.float32)
+        assert ask(photo) == pytest.approx(detector(photo).numpy(), abs=0.02)
+    assert read_cards(folder) == (CARD, card)
+    assert "detector at 96 px" in (folder / "README.md").read_text()
+    # It may be replaced as a whole.
+    export_format(name, model, CARD, folder, True, CROPS)
+    assert not (folder / "detector.tflite").exists() and read_cards(folder)[1] is None
+
+
+def test_a_format_without_place_for_a_detector_says_so(model: keras.Model, tmp_path: Path):
+    with pytest.raises(FormatError, match="--format onnx takes no --detector"):
+        export_format("onnx", model, CARD, tmp_path / "out", detector=(model, DetectorCard(96)))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_written_is_named(tmp_path: Path):

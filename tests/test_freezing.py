@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from fmd_tf.freezing import fold_batch_norm, freeze
+from fmd_tf.freezing import fold_batch_norm, freeze, outside_graph, trace
 from fmd_tf.model import MODEL_NAMES, build_model, features_model, weighted_layers
 
 IMAGES = np.random.default_rng(0).uniform(0, 255, (3, 64, 64, 3)).astype(np.float32)
@@ -20,6 +20,22 @@ def learn_statistics(model: keras.Model) -> None:
 
 def count(model: keras.Model, kind: type) -> int:
     return sum(isinstance(layer, kind) for layer in weighted_layers(model))
+
+
+def test_a_graph_asks_another_runtime():
+    asked = []
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        asked.append(images.shape)
+        return images.mean(axis=(1, 2))
+
+    model = outside_graph(predict, [None, 3])
+    graph = trace(lambda images: 2.0 * model(images, training=False), tf.TensorSpec([None] * 4))
+    for number in (1, 3):
+        assert graph(IMAGES[:number]).numpy() == pytest.approx(
+            2 * IMAGES[:number].mean(axis=(1, 2)), rel=1e-5
+        )
+    assert asked == [(1, 64, 64, 3), (3, 64, 64, 3)]
 
 
 @pytest.mark.parametrize("name", MODEL_NAMES)
