@@ -208,9 +208,6 @@ class DetectorConfig(RunConfig):
     batch_size: int = _setting(16, "views a step")
     lr: float = _setting(5e-4, "highest learning rate; it warms up and falls as a cosine")
     weight_decay: float = _setting(1e-3, "decoupled weight decay of AdamW")
-    start_share: float = _setting(
-        0.2, "part of CenterFace's weights in those that are kept; the rest is as learnt"
-    )
     balance: float = _setting(
         0.5, "class-balanced views and loss: 0 as the data is, 0.5 square root, 1 all equal"
     )
@@ -229,7 +226,6 @@ class DetectorConfig(RunConfig):
             self._require(name, value >= 32 and value % 32 == 0, "a multiple of 32")
         self._require("lr", self.lr > 0, "more than 0")
         self._require("weight_decay", self.weight_decay >= 0, "at least 0")
-        self._require("start_share", 0 <= self.start_share < 1, "0 to less than 1")
         self._require("balance", 0 <= self.balance <= 1, "0 to 1")
         self._require("precision", 0 < self.precision < 1, "more than 0 and less than 1")
 

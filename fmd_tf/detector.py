@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from fmd_tf.centerface import FINEST, Network, load_weights
@@ -122,24 +121,6 @@ def freeze_first_layers(model: keras.Model) -> None:
     """
     for layer in model.layers[: model.layers.index(model.get_layer(FINEST))]:
         layer.trainable = False
-
-
-def near_start(model: keras.Model, start: Sequence[np.ndarray], share: float) -> keras.Model:
-    """Copy a model, its weights moved back a part of the way to those that it began from.
-
-    That keeps some of what a few hundred photos make it forget, and costs nothing (Wortsman et
-    al. 2022, "Robust fine-tuning of zero-shot models", arXiv:2109.01903).
-
-    Args:
-        model: After training.
-        start: Its weights before.
-        share: Part of the way, 0 for none.
-    """
-    # A model of the same layers is not compiled, so its loss need not be copied.
-    copy = keras.models.clone_model(keras.Model(model.input, model.output, name=model.name))
-    pairs = zip(model.get_weights(), start, strict=True)
-    copy.set_weights([(1 - share) * weight + share * before for weight, before in pairs])
-    return copy
 
 
 def cell_boxes(distances: tf.Tensor) -> tf.Tensor:

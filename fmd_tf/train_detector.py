@@ -8,14 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 
 import keras
 
-from fmd_tf.centerface import is_centerface
 from fmd_tf.checkpoints import (
     LOCK,
     BestModel,
@@ -33,7 +31,6 @@ from fmd_tf.detector import (
     face_loss,
     freeze_first_layers,
     load_detector,
-    near_start,
     save_detector,
 )
 from fmd_tf.detector_metrics import average_precision, choose_threshold
@@ -160,7 +157,7 @@ def _train(
     if state and state.done:
         return
     keras.utils.set_random_seed(config.seed)
-    model, kept = _build(config, state)
+    model = _build(config, state)
     require_space(model, config.checkpoint_dir)
     train = [annotation for annotation in train if annotation.faces]
     steps = steps_per_epoch(views_per_epoch(train), config.batch_size)
@@ -185,7 +182,7 @@ def _train(
         steps_per_epoch=steps,
         initial_epoch=first_epoch,
         epochs=config.epochs,
-        callbacks=_callbacks(config, lambda: kept(model), run, val, split, state),
+        callbacks=_callbacks(config, model, run, val, split, state),
         shuffle=False,  # The data set shuffles by itself.
         verbose=1 if sys.stdout.isatty() else 2,
     )
@@ -193,38 +190,29 @@ def _train(
 
 def _callbacks(
     config: DetectorConfig,
-    kept: Callable[[], keras.Model],
+    model: keras.Model,
     run: RunFolder,
     val: Sequence[Annotation],
     split: Split,
     state: TrainingState | None,
 ) -> list[keras.callbacks.Callback]:
     """Validate, keep the best detector, log, and save the state last."""
-    best = BestModel(lambda epoch, logs: _save(config, kept(), split, epoch, logs), _MONITOR)
+    best = BestModel(lambda epoch, logs: _save(config, model, split, epoch, logs), _MONITOR)
     return [
         RequireFinite(),
-        _Validate(kept, config.image_size, val, config.class_names),
+        _Validate(config.image_size, val, config.class_names),
         best,
         keras.callbacks.TensorBoard(str(run.path / "tensorboard"), write_graph=False),
         SaveState(run, "detector", config.epochs, {"best_model": best}, state),
     ]
 
 
-def _build(
-    config: DetectorConfig, state: TrainingState | None
-) -> tuple[keras.Model, Callable[[keras.Model], keras.Model]]:
-    """Build the detector, and the function that makes what is kept of what is trained.
-
-    Pretrained first layers stay as they are. A state has all weights, but those at the start.
-    """
-    # Of others the last layers begin at random, and there is nothing to keep of these.
-    keeps_start = config.start_share > 0 and is_centerface(config.weights)
-    model = build_detector(config.weights, is_loaded=state is None or keeps_start)
+def _build(config: DetectorConfig, state: TrainingState | None) -> keras.Model:
+    """Build the detector; pretrained first layers stay as they are. A state has all weights."""
+    model = build_detector(config.weights, is_loaded=state is None)
     if config.weights != NO_WEIGHTS:
         freeze_first_layers(model)
-    if not keeps_start:
-        return model, lambda trained: trained
-    return model, partial(near_start, start=model.get_weights(), share=config.start_share)
+    return model
 
 
 def _compile(model: keras.Model, config: DetectorConfig, steps: int) -> None:
@@ -243,28 +231,22 @@ class _Validate(keras.callbacks.Callback):
     """Add the average precision on validation photos to the epoch's figures.
 
     Args:
-        kept: Makes the detector that would be kept.
         image_size: See `DetectorCard`.
         annotations: Validation photos.
         class_names: Names of the classes.
     """
 
     def __init__(
-        self,
-        kept: Callable[[], keras.Model],
-        image_size: int,
-        annotations: Sequence[Annotation],
-        class_names: Sequence[str],
+        self, image_size: int, annotations: Sequence[Annotation], class_names: Sequence[str]
     ):
         super().__init__()
-        self._kept = kept
         self._class_names = class_names
         self._card = DetectorCard(image_size)
         self._annotations = annotations
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Find the faces of all validation photos."""
-        detector = trained_contender(self._kept(), self._card)
+        detector = trained_contender(self.model, self._card)
         found = find_all(detector, self._annotations, self._class_names)
         if logs is not None:
             logs[_MONITOR] = average_precision(found)

@@ -1,12 +1,9 @@
 import json
 from pathlib import Path
 
-import keras
-import numpy as np
 import pytest
 
 from fmd_tf import CLASS_NAMES, checkpoints, evaluate_detector, train_detector
-from fmd_tf.config import DetectorConfig
 from fmd_tf.detector import DetectorCard, build_detector, load_detector, save_detector
 from fmd_tf.model import ModelCard, build_model, save_model
 from fmd_tf.publish import locked
@@ -70,25 +67,6 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(
     assert "Going on at epoch 2" in capsys.readouterr().out
     for resumed, undisturbed in zip(_history(tmp_path), _history(trained), strict=True):
         assert resumed == pytest.approx(undisturbed, rel=0.02, abs=0.02)
-
-
-def test_what_is_kept_is_near_what_it_began_from(sample_dir, tmp_path, monkeypatch):
-    # Those of a seed stand for CenterFace's, whose file is of a deeper network.
-    monkeypatch.setattr(train_detector, "is_centerface", lambda weights: True)
-    arguments = [*_arguments(sample_dir, tmp_path), "--start-share", "0.25", "--epochs", "1"]
-    assert train_detector.main(arguments) == 0
-    keras.utils.set_random_seed(0)
-    detector = build_detector("none")
-    before = detector.get_weights()
-    (state,) = (tmp_path / "checkpoints").glob("state-*/model.weights.h5")
-    train_detector._compile(detector, DetectorConfig(), 1)
-    detector.load_weights(state)
-    kept = load_detector(tmp_path / "checkpoints" / "best_detector.keras")[0].get_weights()
-    moved = 0.0
-    for first, last, between in zip(before, detector.get_weights(), kept, strict=True):
-        np.testing.assert_allclose(between, 0.75 * last + 0.25 * first, atol=1e-6)
-        moved = max(moved, np.abs(last - first).max())
-    assert moved > 1e-3
 
 
 def test_a_finished_run_is_scored_again_and_not_trained(trained, sample_dir, capsys):
@@ -194,7 +172,6 @@ def test_a_threshold_that_nothing_reaches_is_not_claimed(trained, sample_dir, ca
         (["--weights", "none.weights.h5"], "--weights: no file none.weights.h5"),
         (["--precision", "1"], "--precision: expected more than 0 and less than 1"),
         (["--data-dir", "nowhere"], "nowhere"),
-        (["--start-share", "1"], "--start-share: expected 0 to less than 1, got 1.0"),
         (["--epochs", "0"], "--epochs: expected at least 1, got 0"),
     ],
 )
