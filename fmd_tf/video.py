@@ -159,7 +159,8 @@ class VideoSource:
             if self.is_camera:
                 seconds = time.perf_counter() - started
                 now = datetime.now(UTC).isoformat(timespec="milliseconds")
-            yield Frame(index, round(seconds, 3), np.ascontiguousarray(bgr[:, :, ::-1]), now)
+            rgb = self._cv2.cvtColor(bgr, self._cv2.COLOR_BGR2RGB)
+            yield Frame(index, round(seconds, 3), rgb, now)
             index, bgr = index + 1, self._following()
             if not self.is_camera:
                 seconds = self._later(seconds, self._position() - first)
@@ -256,8 +257,9 @@ class VideoFile:
             if not self._writer.isOpened():
                 raise VideoError(f"{self.path} cannot be written by OpenCV as MP4")
         cropped = np.asarray(picture.crop((0, 0, *self._size)))
+        bgr = self._cv2.cvtColor(cropped, self._cv2.COLOR_RGB2BGR)
         for _ in range(copies):
-            self._writer.write(np.ascontiguousarray(cropped[:, :, ::-1]))
+            self._writer.write(bgr)
         self._num_frames += copies
 
     def finish(self) -> bool:

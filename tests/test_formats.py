@@ -149,7 +149,7 @@ def test_a_detector_goes_with_litert(name: str, model: keras.Model, tmp_path: Pa
     card = DetectorCard(image_size=96, threshold=0.25)
     folder = export_format(name, model, CARD, tmp_path / "out", False, CROPS, (detector, card))
     ask = load_litert_detector(folder)
-    for shape in ((1, 64, 96, 3), (1, 32, 64, 3)):
+    for shape in ((1, 64, 96, 3), (1, 32, 64, 3), (1, 64, 96, 3), (1, 64, 32, 3)):
         photo = np.random.default_rng(0).uniform(0, 255, shape).astype(np.float32)
         assert ask(photo) == pytest.approx(detector(photo).numpy(), abs=0.02)
     assert read_cards(folder) == (CARD, card)
