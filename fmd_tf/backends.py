@@ -84,9 +84,10 @@ def load_backend(model: str, batch_size: int = 32) -> Backend:
     """Load a model or reach its server, and check that it is one of this project.
 
     Args:
-        model: A `.keras` file of a training; the folder of a LiteRT export; that of a SavedModel,
-            or of its versions, of which the newest is taken; or the URL of a server, such as
-            http://127.0.0.1:8501 or http://127.0.0.1:8501/v1/models/face_mask/versions/3.
+        model: A `.keras` file of a training; the folder of a LiteRT export, or the file in it;
+            that of a SavedModel, or of its versions, of which the newest is taken; or the URL of a
+            server, such as http://127.0.0.1:8501 or
+            http://127.0.0.1:8501/v1/models/face_mask/versions/3.
         batch_size: Faces of a photo that are classified at a time; default 32.
 
     Returns:
@@ -101,6 +102,8 @@ def load_backend(model: str, batch_size: int = 32) -> Backend:
     if model.startswith(("http://", "https://")):
         return _Server(model, batch_size)
     path = Path(model)
+    if path.name == LITERT_FILE:
+        path = path.parent
     if (path / LITERT_FILE).is_file():
         return _load_litert(path, batch_size)
     if path.is_dir():

@@ -168,6 +168,14 @@ def test_a_damaged_litert_export_is_named(litert_export: Path, tmp_path: Path):
         shutil.rmtree(folder)
 
 
+def test_a_litert_export_may_be_named_by_its_file(litert_export: Path, tmp_path: Path):
+    answers = [
+        load_backend(str(each)).classify_faces(photo(tmp_path), BOXES)
+        for each in (litert_export, litert_export / "model.tflite")
+    ]
+    assert answers[0] == answers[1]
+
+
 def test_litert_without_its_package_says_what_to_install(
     litert_export: Path, monkeypatch: pytest.MonkeyPatch
 ):
