@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image
 
 from fmd_tf.errors import UserError
+from fmd_tf.memory import keep_memory
 from fmd_tf.publish import version_folder
 
 _ROUNDS = 10
@@ -166,7 +167,8 @@ def _worker(target: Callable[..., None], *arguments: Any) -> Iterator[Connection
 
 
 def _serve_bare(commands: Connection, version: Path, encoded: bytes) -> None:
-    """Process: call the session."""
+    """Process: call the session, with the memory kept as the server does."""
+    keep_memory()
     from fmd_tf.servable import Servable
 
     servable = Servable(version)

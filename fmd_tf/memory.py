@@ -17,10 +17,10 @@ _NEVER = 2**31 - 1
 def keep_memory() -> None:
     """Let this process keep what it has freed: it cost half of the time of 32 faces.
 
-    It is for commands that ask a model again and again and end: their peak stays what it was,
-    but nothing is given back before their end. Threads have one pool, as only that one can keep
-    blocks of any size; training, which has more small ones, gains nothing. To be called before
-    the first step; with other C libraries nothing changes.
+    It is for commands that ask a model again and again: their peak stays what it was, but nothing
+    is given back before their end. Threads have one pool, as only that one can keep blocks of any
+    size; training, which has more small ones, gains nothing. To be called before the first step;
+    with other C libraries nothing changes.
     """
     if platform.libc_ver()[0] != "glibc":
         return

@@ -50,6 +50,7 @@ import uvicorn
 from fmd_tf import rest
 from fmd_tf.arguments import at_least, duration, make_parser
 from fmd_tf.errors import command_line
+from fmd_tf.memory import keep_memory
 from fmd_tf.rest import ModelPath, RestError
 from fmd_tf.servable import ModelVersions, ServableError
 
@@ -426,6 +427,7 @@ async def _respond(send: Send, answer: Answer, with_body: bool) -> None:
 @command_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the process' exit code."""
+    keep_memory()
     options = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
