@@ -21,7 +21,7 @@ import tensorflow as tf
 from fmd_tf.client import Client, Prediction, ServingError
 from fmd_tf.detect import FaceDetector, trained_detector
 from fmd_tf.errors import UserError, first_line
-from fmd_tf.formats import LITERT_FILE, Predictor, load_format, load_litert_detector
+from fmd_tf.formats import Predictor, litert_folder, load_format, load_litert_detector
 from fmd_tf.freezing import fold_batch_norm, freeze, outside_graph, trace
 from fmd_tf.input_pipeline import crop_faces
 from fmd_tf.model import ModelCard, load_model
@@ -102,10 +102,8 @@ def load_backend(model: str, batch_size: int = 32) -> Backend:
     if model.startswith(("http://", "https://")):
         return _Server(model, batch_size)
     path = Path(model)
-    if path.name == LITERT_FILE:
-        path = path.parent
-    if (path / LITERT_FILE).is_file():
-        return _load_litert(path, batch_size)
+    if folder := litert_folder(path):
+        return _load_litert(folder, batch_size)
     if path.is_dir():
         return _SavedModel(path, batch_size)
     classifier, card = load_model(path)

@@ -104,11 +104,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", type=Path, required=True, help="best_model.keras of a training")
     add("--format", choices=(SAVED_MODEL, *FORMATS), default=SAVED_MODEL, help="what to write")
-    add(
-        "--detector",
-        type=Path,
-        help="best_detector.keras, to find faces too",
-    )
+    add("--detector", type=Path, help="best_detector.keras, to find faces too")
     add_detector_size(parser)
     add("--output", type=Path, help="folder (default: savedmodel/face_mask, or exports/FORMAT)")
     add("--version", type=at_least(1), help="version number (default: one more than the last)")

@@ -36,7 +36,7 @@ Predictor = Callable[[np.ndarray], np.ndarray]
 CALIBRATION_FACES = 300
 """Crops that int8 ranges are read from, when there are as many."""
 SAVED_MODEL = "savedmodel"
-LITERT_FILE = "model.tflite"
+_LITERT_FILE = "model.tflite"
 _DETECTOR_FILE = "detector.tflite"
 MAX_F1_LOSS = 0.005
 SAFEST = "litert"
@@ -135,6 +135,12 @@ def load_format(name: str, folder: Path) -> Predictor:
     return form.load(folder / form.file)
 
 
+def litert_folder(path: Path) -> Path | None:
+    """Return the folder of a LiteRT export, named by itself or by the file in it; else None."""
+    folder = path.parent if path.name == _LITERT_FILE else path
+    return folder if (folder / _LITERT_FILE).is_file() else None
+
+
 def load_litert_detector(folder: Path) -> Predictor:
     """Load the detector of a LiteRT export.
 
@@ -222,7 +228,7 @@ def require_format(name: str, has_detector: bool = False) -> Format:
             place for a detector.
     """
     form = FORMATS[name]
-    if has_detector and form.file != LITERT_FILE:
+    if has_detector and form.file != _LITERT_FILE:
         raise FormatError(f"--format {name} takes no --detector; savedmodel and litert do")
     for package in form.packages:
         try:
@@ -380,12 +386,12 @@ def _load_openvino(path: Path) -> Predictor:
 
 _ONNX = ("onnx", "tf2onnx", "onnxruntime")
 FORMATS = {
-    "litert": Format(LITERT_FILE, ("ai_edge_litert",), "litert", _write_litert, _load_litert),
+    "litert": Format(_LITERT_FILE, ("ai_edge_litert",), "litert", _write_litert, _load_litert),
     "litert-dynamic": Format(
-        LITERT_FILE, ("ai_edge_litert",), "litert", _write_litert_dynamic, _load_litert
+        _LITERT_FILE, ("ai_edge_litert",), "litert", _write_litert_dynamic, _load_litert
     ),
     "litert-int8": Format(
-        LITERT_FILE, ("ai_edge_litert",), "litert", _write_litert_int8, _load_litert, True
+        _LITERT_FILE, ("ai_edge_litert",), "litert", _write_litert_int8, _load_litert, True
     ),
     "onnx": Format("model.onnx", _ONNX, "onnx", _write_onnx, _load_onnx),
     "openvino": Format("model.xml", ("openvino",), "openvino", _write_openvino, _load_openvino),

@@ -33,6 +33,7 @@ from fmd_tf.detect import DETECTOR_NAMES
 from fmd_tf.devices import faster_graphs
 from fmd_tf.draw import draw_faces, save_picture
 from fmd_tf.errors import UserError, command_line
+from fmd_tf.formats import litert_folder
 from fmd_tf.labelling import Labeller
 from fmd_tf.memory import keep_memory
 from fmd_tf.photos import PhotoError, find_photos, read_photo
@@ -321,9 +322,10 @@ def _sha256(path: Path | None) -> str | None:
     """Tell one model from another that takes its place; of a server's the version must do."""
     if path is None or not path.exists():
         return None
-    files = [path]
-    if path.is_dir():
-        files = sorted(path.glob("*.tflite")) or [version_folder(path) / "saved_model.pb"]
+    if folder := litert_folder(path):
+        files = sorted(folder.glob("*.tflite"))
+    else:
+        files = [version_folder(path) / "saved_model.pb"] if path.is_dir() else [path]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 

@@ -406,12 +406,13 @@ def test_an_export_with_a_detector_gives_the_same_answer(
                 np.testing.assert_allclose(*values, atol=tolerance)
 
 
+@pytest.mark.parametrize("name", ["litert", "litert/model.tflite"])
 def test_a_run_with_another_litert_model_is_another_run(
-    photos: Path, tiny_classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, photos: Path, tiny_classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
     export_format("litert", *load_model(tiny_classifier), tmp_path / "litert")
-    flags = ["--model", "litert", "--detector", "none", "--output", "a.json"]
+    flags = ["--model", name, "--detector", "none", "--output", "a.json"]
     hashes = []
     for _ in range(2):
         assert run("--folder", photos, *flags) == 0
