@@ -14,7 +14,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -22,7 +21,7 @@ from fmd_tf.client import Client, Prediction, ServingError
 from fmd_tf.detect import FaceDetector, trained_detector
 from fmd_tf.errors import UserError, first_line
 from fmd_tf.formats import Predictor, litert_folder, load_format, load_litert_detector
-from fmd_tf.freezing import fold_batch_norm, freeze, outside_graph, trace
+from fmd_tf.freezing import fold_batch_norm, freeze, outside_graph
 from fmd_tf.input_pipeline import crop_faces
 from fmd_tf.model import ModelCard, load_model
 from fmd_tf.model_card import read_cards
@@ -107,7 +106,9 @@ def load_backend(model: str, batch_size: int = 32) -> Backend:
     if path.is_dir():
         return _SavedModel(path, batch_size)
     classifier, card = load_model(path)
-    return _Local(card, partial(face_classifier, classifier, card), None, batch_size)
+    return _Local(
+        card, partial(face_classifier, fold_batch_norm(classifier), card), None, batch_size
+    )
 
 
 def _load_litert(folder: Path, batch_size: int) -> _Local:
@@ -123,7 +124,7 @@ def _load_litert(folder: Path, batch_size: int) -> _Local:
             find = load_litert_detector(folder)
             _require_answer(find, (1, 32, 64, 3), (1, 8, 16, 5))
             network = outside_graph(find, [1, None, None, 5])
-            detector = trained_detector(network, detector_card, make_graph=trace)
+            detector = trained_detector(network, detector_card)
     except UserError:
         raise
     # What a damaged file raises is not documented.
@@ -131,7 +132,7 @@ def _load_litert(folder: Path, batch_size: int) -> _Local:
         raise BackendError(
             f"{folder} cannot be loaded as a LiteRT export ({first_line(error)})"
         ) from error
-    classify = partial(_classifier, classifier, card, make_graph=trace)
+    classify = partial(face_classifier, classifier, card)
     return _Local(card, classify, detector, batch_size)
 
 
@@ -150,11 +151,13 @@ def _batches(boxes: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
 FaceClassifier = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-def face_classifier(model: keras.Model, card: ModelCard, padding: float) -> FaceClassifier:
+def face_classifier(
+    model: Callable[..., tf.Tensor], card: ModelCard, padding: float
+) -> FaceClassifier:
     """Join cropping and classifier to one graph.
 
     Args:
-        model: The classifier.
+        model: The classifier, or what is called as it is.
         card: Its card.
         padding: See `input_pipeline.crop_faces`; 0 where a photo is a crop already.
 
@@ -162,22 +165,12 @@ def face_classifier(model: keras.Model, card: ModelCard, padding: float) -> Face
         The function from a photo, uint8 [height, width, 3], and boxes, [num_faces, 4] pixels, to
         probabilities, float32 [num_faces, num_classes].
     """
-    return _classifier(fold_batch_norm(model), card, padding, freeze)
-
-
-def _classifier(
-    model: Callable[..., tf.Tensor],
-    card: ModelCard,
-    padding: float,
-    make_graph: Callable[..., Callable[..., Any]],
-) -> FaceClassifier:
-    """Join cropping and what is called as a classifier to one graph, see `trained_detector`."""
 
     def graph(pixels: tf.Tensor, boxes: tf.Tensor) -> list[tf.Tensor]:
         crops = crop_faces(pixels, boxes, card.image_size, padding, card.square)
         return [model(tf.cast(crops, tf.float32), training=False)]
 
-    made = make_graph(graph, tf.TensorSpec([None, None, 3], tf.uint8), tf.TensorSpec([None, 4]))
+    made = freeze(graph, tf.TensorSpec([None, None, 3], tf.uint8), tf.TensorSpec([None, 4]))
 
     def classify(pixels: np.ndarray, boxes: np.ndarray) -> np.ndarray:
         if not len(boxes):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -94,7 +94,6 @@ def trained_detector(
     model: Callable[..., tf.Tensor],
     card: DetectorCard,
     threshold: float | None = None,
-    make_graph: Callable[..., Callable[..., Any]] = freeze,
 ) -> FaceDetector:
     """Wrap a model of `fmd_tf.detector`, as it is now, in one graph for photos of any size.
 
@@ -102,9 +101,8 @@ def trained_detector(
         model: The detector, or what is called as it is.
         card: Its card.
         threshold: Least face score; None takes the card's.
-        make_graph: `freezing.freeze`, or `freezing.trace` for a model of another runtime.
     """
-    find = make_graph(
+    find = freeze(
         lambda photo: find_faces(model, card, photo, threshold),
         tf.TensorSpec([None, None, 3], tf.uint8),
     )

@@ -32,6 +32,7 @@ from fmd_tf.detect import (
 from fmd_tf.detector import DetectorCard, load_detector
 from fmd_tf.detector_metrics import RECALL_OVERLAP, PhotoFaces, average_precision, summarize
 from fmd_tf.errors import command_line
+from fmd_tf.freezing import fold_batch_norm
 from fmd_tf.input_pipeline import decode_photo
 from fmd_tf.memory import keep_memory
 from fmd_tf.model import ModelCard, ModelError, load_model
@@ -213,7 +214,7 @@ def load_peer(name: str) -> dict[str, Contender]:
 
 def classifier_labeller(model: keras.Model, card: ModelCard) -> Labeller:
     """Return the function from a photo and boxes to int [num_faces], the classes."""
-    classify = face_classifier(model, card, card.padding)
+    classify = face_classifier(fold_batch_norm(model), card, card.padding)
     return lambda photo, boxes: classify(photo, boxes).argmax(axis=1)
 
 

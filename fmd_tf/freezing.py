@@ -19,25 +19,18 @@ def freeze(call: Callable[..., Any], *signature: tf.TensorSpec) -> Callable[...,
     """Make the weights constants: a third less processor time, and sessions load it.
 
     Args:
-        call: TensorFlow operations and Keras models.
+        call: TensorFlow operations, Keras models and what `outside_graph` returned.
         signature: Shapes and dtypes of its arguments.
 
     Returns:
         The same function as it is now, whatever becomes of the weights. It takes tensors by
         position and returns a list of tensors.
     """
-    traced = tf.function(call, input_signature=signature)
-    return convert_variables_to_constants_v2(traced.get_concrete_function())
-
-
-def trace(call: Callable[..., Any], *signature: tf.TensorSpec) -> Callable[..., Any]:
-    """Make a graph of a call of `outside_graph`, as `freeze` does of one of Keras models.
-
-    Args:
-        call: TensorFlow operations and what `outside_graph` returned.
-        signature: Shapes and dtypes of its arguments.
-    """
-    return tf.function(call, input_signature=signature)
+    traced = tf.function(call, input_signature=signature).get_concrete_function()
+    frozen = convert_variables_to_constants_v2(traced)
+    # What a graph asks of Python goes with the graph that was traced.
+    frozen.traced = traced
+    return frozen
 
 
 def outside_graph(
