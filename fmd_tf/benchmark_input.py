@@ -21,6 +21,7 @@ from fmd_tf.face_mask_dataset import load_photos
 from fmd_tf.input_pipeline import (
     crop_windows,
     load_crops,
+    run_ahead,
     sampling_weights,
     steps_per_epoch,
     train_dataset,
@@ -110,7 +111,7 @@ def _decode(annotations: Sequence[Annotation]) -> None:
         return tf.io.decode_image(tf.io.read_file(path), channels=3, expand_animations=False)
 
     paths = tf.data.Dataset.from_tensor_slices([str(each.photo) for each in annotations])
-    for _ in paths.map(decode, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE):
+    for _ in run_ahead(paths.map(decode, tf.data.AUTOTUNE)):
         pass
 
 

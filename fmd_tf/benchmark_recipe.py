@@ -21,7 +21,7 @@ import tensorflow as tf
 from fmd_tf import CLASS_NAMES
 from fmd_tf.checkpoints import MONITOR, RunFolder
 from fmd_tf.config import IMAGENET, TrainConfig
-from fmd_tf.input_pipeline import crop_faces, decode_photo
+from fmd_tf.input_pipeline import crop_faces, decode_photo, run_ahead
 from fmd_tf.model import build_model, logits_model
 from fmd_tf.train import train_and_evaluate
 from fmd_tf.voc import Annotation, read_folder
@@ -163,7 +163,7 @@ def _face_by_face(annotations: Sequence[Annotation], class_names: Sequence[str])
 
 
 def _batches(faces: tf.data.Dataset) -> tf.data.Dataset:
-    return faces.map(_load, tf.data.AUTOTUNE).batch(_PEER_BATCH).prefetch(tf.data.AUTOTUNE)
+    return run_ahead(faces.map(_load, tf.data.AUTOTUNE).batch(_PEER_BATCH))
 
 
 def _load(path: tf.Tensor, box: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from fmd_tf.detector import STRIDE
-from fmd_tf.input_pipeline import decode_photo, sampling_weights, scale_image
+from fmd_tf.input_pipeline import decode_photo, run_ahead, sampling_weights, scale_image
 from fmd_tf.voc import Annotation
 
 MIN_VISIBLE_SIZE = 4.0
@@ -78,7 +78,7 @@ def train_views(
         return views.map(make_view, tf.data.AUTOTUNE).batch(batch_size)
 
     epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int32).max)
-    return epochs.flat_map(epoch_views).prefetch(2)
+    return run_ahead(epochs.flat_map(epoch_views))
 
 
 def views_per_epoch(annotations: Sequence[Annotation]) -> int:

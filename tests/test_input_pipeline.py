@@ -129,3 +129,16 @@ def test_small_and_large_windows_are_scaled_by_one_filter(width: int, height: in
     expected = tf.image.resize(window, [32, 32], antialias=True)
     crop = crop_faces(photo, [[5, 4, 5 + width, 4 + height]], 32, padding=0.0, square=False)[0]
     np.testing.assert_allclose(crop, expected, atol=0.51)
+
+
+def test_white_stays_white_at_any_scale():
+    # A sum of weights a little over 1 would wrap around to black.
+    photo = np.full((300, 300, 3), 255, np.uint8)
+    boxes = [[0, 0, side, side] for side in range(1, 300, 7)]
+    assert crop_faces(photo, boxes, 112, padding=0.0).numpy().min() == 255
+
+
+def test_no_data_set_is_tuned_by_a_thread_that_sleeps():
+    rows, labels = np.arange(4)[:, None], np.zeros(4, int)
+    for dataset in (train_dataset(rows, labels, 3, 2, seed=0), eval_dataset(rows, 2)):
+        assert dataset.options().autotune.enabled is False
