@@ -22,6 +22,8 @@ SIZES = ((0, 24), (24, 48), (48, 10**6))
 """Classes of the shorter box side in pixels: from, up to but without."""
 RECALL_OVERLAP = 0.4
 """Intersection over union from which on a face counts as found."""
+THRESHOLDS = tuple(round(0.05 * number, 2) for number in range(1, 20))
+"""Face scores that `by_threshold` counts at."""
 _NUM_BOOTSTRAP = 1000
 
 
@@ -140,6 +142,42 @@ def choose_threshold(photos: Sequence[PhotoFaces], precision: float = 0.9) -> fl
     return float(scores[order][enough[-1]]) if len(enough) else None
 
 
+def by_threshold(photos: Sequence[PhotoFaces], min_overlap: float) -> list[dict[str, Any]]:
+    """Count what is found at each of `THRESHOLDS`, as `summarize` does at one.
+
+    Args:
+        photos: Found faces of all scores.
+        min_overlap: Intersection over union that counts as found.
+
+    Returns:
+        JSON-like records with `threshold`, `recall` and `precision`; a figure of nothing is None.
+    """
+    num_faces = sum(len(faces.labels) for faces in photos)
+    records = []
+    for threshold in THRESHOLDS:
+        kept = [faces.at_least(threshold) for faces in photos]
+        num_found = sum(len(faces.boxes) for faces in kept)
+        num_hits = sum(int(_hits(faces, min_overlap).sum()) for faces in kept)
+        records.append(
+            {
+                "threshold": threshold,
+                "recall": num_hits / num_faces if num_faces else None,
+                "precision": num_hits / num_found if num_found else None,
+            }
+        )
+    return records
+
+
+def _hits(faces: PhotoFaces, min_overlap: float) -> np.ndarray:
+    """Return bool [num_faces]: which true faces are found, by the right label if there are any."""
+    hit = np.zeros(len(faces.labels), bool)
+    for found, true in enumerate(match(faces, min_overlap)):
+        if true >= 0:
+            labels = faces.found_labels
+            hit[true] = labels is None or labels[found] == faces.labels[true]
+    return hit
+
+
 def summarize(
     photos: Sequence[PhotoFaces],
     class_names: Sequence[str],
@@ -166,16 +204,10 @@ def summarize(
     """
     hits, sizes, labels, num_found = [], [], [], []
     for faces in photos:
-        matched = match(faces, min_overlap)
-        hit = np.zeros(len(faces.labels), bool)
-        for found, true in enumerate(matched):
-            if true >= 0:
-                labels_found = faces.found_labels
-                hit[true] = labels_found is None or labels_found[found] == faces.labels[true]
-        hits.append(hit)
+        hits.append(_hits(faces, min_overlap))
         sizes.append((faces.true_boxes[:, 2:] - faces.true_boxes[:, :2]).min(axis=1))
         labels.append(faces.labels)
-        num_found.append(len(matched))
+        num_found.append(len(faces.boxes))
     counts = _GroupCounts(hits, num_found, [groups[faces.photo] for faces in photos])
     size, label = (np.concatenate([[], *parts]) for parts in (sizes, labels))
     everyone, large = np.ones(len(size), bool), size >= SIZE_EDGES[0]

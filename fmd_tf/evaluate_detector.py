@@ -30,12 +30,19 @@ from fmd_tf.detect import (
     trained_detector,
 )
 from fmd_tf.detector import DetectorCard, load_detector
-from fmd_tf.detector_metrics import RECALL_OVERLAP, PhotoFaces, average_precision, summarize
+from fmd_tf.detector_metrics import (
+    RECALL_OVERLAP,
+    PhotoFaces,
+    average_precision,
+    by_threshold,
+    summarize,
+)
 from fmd_tf.errors import command_line
 from fmd_tf.freezing import fold_batch_norm
 from fmd_tf.input_pipeline import decode_photo
 from fmd_tf.memory import keep_memory
 from fmd_tf.model import ModelCard, ModelError, load_model
+from fmd_tf.plots import plot_precision_recall, save_figure
 from fmd_tf.publish import require_writable, write_text
 from fmd_tf.splits import (
     ALL_PHOTOS_NOTE,
@@ -97,7 +104,7 @@ def evaluate(
     Args:
         detector: File of the trained detector.
         data_dir: VOC folder.
-        results_dir: `metrics/detector.json` is written there.
+        results_dir: See `write_report`.
         split_file: A run's split; needed for any `split` but "all".
         split: Which part to score.
         model: Classifier that labels the found faces; None scores boxes only.
@@ -141,11 +148,7 @@ def evaluate(
         "data_dir": data_dir,
         "split": split,
     }
-    write_text(
-        results_dir / "metrics" / "detector.json",
-        json.dumps({"settings": settings, **figures}, indent=2, default=str),
-    )
-    print(format_report(figures))
+    write_report(results_dir / "metrics", settings, figures)
     if split == "all":
         print(ALL_PHOTOS_NOTE)
     return figures
@@ -272,29 +275,50 @@ def report(
     Returns:
         JSON-like: `photos`, and a detector's name to `threshold`, `ap50`, `milliseconds` a photo
         (median, detection alone), `detection` at an overlap of 0.4 and, with a labeller,
-        `end_to_end` at 0.3; see `detector_metrics.summarize`.
+        `end_to_end` at 0.3: `detector_metrics.summarize`, and `by_threshold` as there.
     """
     figures: dict[str, Any] = {"photos": len(annotations)}
     for name, detector in detectors.items():
         print(f"Scoring {name} on {len(annotations)} photos", flush=True)
         seconds: list[float] = []
         found = find_all(_timed(detector, seconds), annotations, class_names)
-        faces = [photo.at_least(detector.threshold) for photo in found]
+        tasks = {"detection": (found, RECALL_OVERLAP)}
+        if labeller:
+            labelled = [
+                replace(photo, found_labels=labeller(_pixels(annotation), photo.boxes))
+                for photo, annotation in zip(found, annotations, strict=True)
+            ]
+            tasks["end_to_end"] = labelled, END_TO_END_OVERLAP
         figures[name] = {
             "threshold": detector.threshold,
             "ap50": average_precision(found),
             "milliseconds": 1000 * float(np.median(seconds)),
-            "detection": summarize(faces, class_names, RECALL_OVERLAP, groups),
         }
-        if labeller:
-            labelled = [
-                replace(photo, found_labels=labeller(_pixels(annotation), photo.boxes))
-                for photo, annotation in zip(faces, annotations, strict=True)
-            ]
-            figures[name]["end_to_end"] = summarize(
-                labelled, class_names, END_TO_END_OVERLAP, groups
-            )
+        for task, (photos, overlap) in tasks.items():
+            faces = [photo.at_least(detector.threshold) for photo in photos]
+            figures[name][task] = {
+                **summarize(faces, class_names, overlap, groups),
+                "by_threshold": by_threshold(photos, overlap),
+            }
     return figures
+
+
+def write_report(folder: Path, settings: Mapping[str, Any], figures: Mapping[str, Any]) -> None:
+    """Print the figures of `report`, and write them to `detector.json` and a plot beside it.
+
+    Args:
+        folder: Where both go.
+        settings: What the figures are of; values that are no JSON are written as text.
+        figures: What `report` returned.
+    """
+    content = {"settings": settings, **figures}
+    write_text(folder / "detector.json", json.dumps(content, indent=2, default=str))
+    save_figure(plot_precision_recall(_detectors(figures)), folder / "precision_recall.png")
+    print(format_report(figures))
+
+
+def _detectors(figures: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    return {name: value for name, value in figures.items() if isinstance(value, dict)}
 
 
 def _timed(contender: Contender, seconds: list[float]) -> Contender:
@@ -311,7 +335,7 @@ def _timed(contender: Contender, seconds: list[float]) -> Contender:
 
 def format_report(figures: Mapping[str, Any]) -> str:
     """Return the figures of `report` as text, a column a detector."""
-    names = [name for name, value in figures.items() if isinstance(value, dict)]
+    detectors = _detectors(figures)
     lines = [""]
 
     def add_row(title: str, cells: Sequence[str]) -> None:
@@ -325,8 +349,8 @@ def format_report(figures: Mapping[str, Any]) -> str:
             "  95 %", ["-" if not ends else "{:.2f} to {:.2f}".format(*ends) for ends in intervals]
         )
 
-    add_row(f"{figures['photos']} photos", names)
-    columns = [figures[name] for name in names]
+    add_row(f"{figures['photos']} photos", list(detectors))
+    columns = list(detectors.values())
     add("AP50", [each["ap50"] for each in columns])
     add("milliseconds a photo", [each["milliseconds"] for each in columns], 0)
     for task, title in (("detection", "found"), ("end_to_end", "found and right")):

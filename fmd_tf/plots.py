@@ -123,6 +123,46 @@ def plot_reliability(predictions: Predictions) -> Figure:
     return figure
 
 
+def plot_precision_recall(detectors: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Plot precision over recall of face detectors, with the face scores they are reached at.
+
+    Args:
+        detectors: By name what `evaluate_detector.report` has of each.
+    """
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    axis = figure.subplots()
+    titles = {"detection": "found", "end_to_end": "found and right"}
+    for (name, figures), color in zip(detectors.items(), (_BLUE, _ORANGE), strict=False):
+        for (task, title), style in zip(titles.items(), ("-", "--"), strict=True):
+            if task in figures:
+                _draw_curve(axis, figures[task], f"{name}: {title}", color, style)
+    axis.set_xlabel("recall")
+    axis.set_ylabel("precision")
+    axis.set_title("numbers are the least face score; dots are the threshold in use")
+    axis.grid(alpha=0.3)
+    axis.legend(loc="lower left")
+    return figure
+
+
+def _draw_curve(axis: Axes, figures: Mapping[str, Any], label: str, color: str, style: str) -> None:
+    """Draw the points that have both figures, and the one at the detector's threshold."""
+    points = [each for each in figures["by_threshold"] if each["recall"] and each["precision"]]
+    recalls, precisions = ([each[key] for each in points] for key in ("recall", "precision"))
+    axis.plot(recalls, precisions, style, marker=".", markersize=4, color=color, label=label)
+    if figures["recall"] and figures["precision"]:
+        axis.plot(figures["recall"], figures["precision"], "o", color=color)
+    for recall, precision, each in zip(recalls, precisions, points, strict=True):
+        if style == "-" and round(100 * each["threshold"]) % 10 == 0:
+            axis.annotate(
+                f"{each['threshold']:.1f}",
+                (recall, precision),
+                xytext=(4, 4),
+                textcoords="offset points",
+                color=_GRAY,
+                fontsize=8,
+            )
+
+
 def plot_mistakes(
     predictions: Predictions, images: Rows, class_names: Sequence[str], most: int = 24
 ) -> Figure:

@@ -40,14 +40,14 @@ from fmd_tf.errors import command_line
 from fmd_tf.evaluate_detector import (
     Contender,
     find_all,
-    format_report,
     load_peer,
     report,
     trained_contender,
     whole_photos,
+    write_report,
 )
 from fmd_tf.input_pipeline import steps_per_epoch
-from fmd_tf.publish import locked, write_text
+from fmd_tf.publish import locked
 from fmd_tf.splits import (
     Split,
     SplitError,
@@ -117,11 +117,8 @@ def _train_and_evaluate(config: DetectorConfig) -> dict:
     if tested == "val":
         print("No test part: the figures below are of the validation photos, and flattering.")
     figures = report({"trained": trained, **peer}, parts[tested], config.class_names, groups)
-    write_text(
-        config.results_dir / "metrics" / "detector.json",
-        json.dumps({"settings": asdict(config), **figures}, indent=2, default=str),
-    )
-    print(f"Best detector: {run.best_model}\n{format_report(figures)}")
+    print(f"Best detector: {run.best_model}")
+    write_report(config.results_dir / "metrics", asdict(config), figures)
     return figures
 
 

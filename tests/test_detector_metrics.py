@@ -4,6 +4,7 @@ import pytest
 from fmd_tf.detector_metrics import (
     PhotoFaces,
     average_precision,
+    by_threshold,
     choose_threshold,
     match,
     summarize,
@@ -112,3 +113,21 @@ def test_a_sample_without_a_face_says_nothing_of_recall():
     box = [0, 0, 10, 10]
     photos = [_photo([(*box, 0.9)], [box]), _photo([], [], name="other.png")]
     assert summarize(photos, NAMES, 0.4, GROUPS)["recall_95"] == [1.0, 1.0]
+
+
+def test_figures_at_each_threshold_by_hand():
+    # The second face found is of another label; the last is where none is.
+    found = [(0, 0, 9, 9, 0.9), (20, 0, 29, 9, 0.62), (99, 9, 101, 11, 0.3)]
+    true = [[0, 0, 9, 9], [20, 0, 29, 9]]
+    rows = {row["threshold"]: row for row in by_threshold([_photo(found, true)], 0.5)}
+    assert rows[0.95] == {"threshold": 0.95, "recall": 0.0, "precision": None}
+    assert rows[0.65] == {"threshold": 0.65, "recall": 0.5, "precision": 1.0}
+    assert rows[0.6] == {"threshold": 0.6, "recall": 1.0, "precision": 1.0}
+    assert rows[0.3] == {"threshold": 0.3, "recall": 1.0, "precision": 2 / 3}
+    labelled = _photo(found, true, labels=[0, 0], found_labels=np.array([0, 1, 0]))
+    assert by_threshold([labelled], 0.5)[11] == {
+        "threshold": 0.6,
+        "recall": 0.5,
+        "precision": 0.5,
+    }
+    assert by_threshold([_photo([], [])], 0.5)[0]["recall"] is None

@@ -34,6 +34,19 @@ def _history(epochs: int) -> list[dict]:
     ]
 
 
+_DETECTOR = {
+    "detection": {
+        "recall": 0.8,
+        "precision": 0.6,
+        "by_threshold": [
+            {"threshold": 0.1, "recall": 0.9, "precision": 0.4},
+            {"threshold": 0.55, "recall": 0.5, "precision": 1.0},
+            {"threshold": 0.9, "recall": 0.0, "precision": None},
+        ],
+    }
+}
+
+
 def _saved(figure: Figure, path: Path) -> np.ndarray:
     plots.save_figure(figure, path)
     with Image.open(path) as image:
@@ -48,6 +61,7 @@ def test_every_plot_is_a_picture_with_something_on_it(predictions: Predictions, 
         plots.plot_confusion(np.arange(9).reshape(3, 3), NAMES),
         plots.plot_reliability(predictions),
         plots.plot_mistakes(predictions, images, NAMES),
+        plots.plot_precision_recall({"trained": _DETECTOR}),
     ]
     for index, figure in enumerate(figures):
         pixels = _saved(figure, tmp_path / f"{index}.png")
@@ -61,6 +75,14 @@ def test_the_epoch_that_was_kept_is_marked_wherever_macro_f1_is_best():
     for axis in figure.axes[:3]:
         (mark,) = [line for line in axis.lines if line.get_marker() == "o"]
         assert list(mark.get_xdata()) == [4] and list(mark.get_ydata()) == [pytest.approx(0.3)]
+
+
+def test_a_figure_of_nothing_is_no_point_of_a_curve():
+    axis = plots.plot_precision_recall({"trained": _DETECTOR}).axes[0]
+    curve, dot = axis.lines
+    assert list(curve.get_xdata()) == [0.9, 0.5] and list(curve.get_ydata()) == [0.4, 1.0]
+    assert list(dot.get_xdata()) == [0.8] and list(dot.get_ydata()) == [0.6]
+    assert [text.get_text() for text in axis.texts] == ["0.1"]
 
 
 def test_mistakes_are_the_surest_first(predictions: Predictions):

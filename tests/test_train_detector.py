@@ -47,6 +47,7 @@ def test_a_run_leaves_a_detector_with_a_threshold_and_figures(trained):
     assert set(figures) == {"settings", "photos", "trained"}
     assert {"threshold", "ap50", "milliseconds", "detection"} == set(figures["trained"])
     assert (trained / "results" / "metrics" / "split.json").is_file()
+    assert (trained / "results" / "metrics" / "precision_recall.png").is_file()
     assert [row["epoch"] for row in _history(trained)] == [0, 1]
 
 
