@@ -71,7 +71,7 @@ def _row(
     figures = compute_metrics(predictions, class_names, num_bootstrap=1)["all_faces"]
     present = [each for each in figures["per_class"].values() if each["support"]]
     rare = min(present, key=lambda each: each["support"])
-    cells = [folder.name]
+    cells = [str(folder)]
     for name in ("accuracy", "macro_f1"):
         limits = (differences or {}).get(name)
         cells.append(f"{figures[name]:.4f}")

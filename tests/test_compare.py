@@ -34,8 +34,8 @@ def test_rows_and_differences(tmp_path: Path, capsys):
     assert main([str(base), str(better)]) == 0
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()]
     # base: a 2/3 recall, f1 2*2/(3+2) = 0.8; b f1 2*1/(1+2) = 0.667; macro 0.733
-    assert rows[2][:4] == ["| base", "0.7500", "", "0.7333"]
-    assert rows[3][:2] == ["| better", "1.0000"]
+    assert rows[2][:4] == [f"| {base}", "0.7500", "", "0.7333"]
+    assert rows[3][:2] == [f"| {better}", "1.0000"]
     low, high = (float(value) for value in rows[3][2].split(" to "))
     assert 0 <= low < high <= 1
     # ECE: all of confidence 0.75, of which 3/4 are right.
