@@ -298,7 +298,7 @@ def _weights_message(model_name: str, weights: str, error: Exception) -> str:
         )
     return (
         f"{weights} does not hold weights of keras.applications' {model_name} without top "
-        f"({reason}); give a file saved from that backbone, and the --model-name it belongs to"
+        f"({reason}); give a file saved from that backbone"
     )
 
 
