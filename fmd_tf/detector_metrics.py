@@ -132,10 +132,7 @@ def choose_threshold(photos: Sequence[PhotoFaces], precision: float = 0.9) -> fl
     Returns:
         A score; None where no score gives that precision.
     """
-    scores = np.concatenate([np.zeros(0), *(faces.scores for faces in photos)])
-    right = np.concatenate(
-        [np.zeros(0, bool), *(match(faces, RECALL_OVERLAP) >= 0 for faces in photos)]
-    )
+    scores, right = _scored(photos, RECALL_OVERLAP)
     order = np.argsort(-scores, kind="stable")
     precisions = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
     enough = np.flatnonzero(precisions >= precision)
@@ -152,12 +149,13 @@ def by_threshold(photos: Sequence[PhotoFaces], min_overlap: float) -> list[dict[
     Returns:
         JSON-like records with `threshold`, `recall` and `precision`; a figure of nothing is None.
     """
+    # The best score takes a face, so those below a threshold change nothing above it.
+    scores, right = _scored(photos, min_overlap)
     num_faces = sum(len(faces.labels) for faces in photos)
     records = []
     for threshold in THRESHOLDS:
-        kept = [faces.at_least(threshold) for faces in photos]
-        num_found = sum(len(faces.boxes) for faces in kept)
-        num_hits = sum(int(_hits(faces, min_overlap).sum()) for faces in kept)
+        num_found = int((scores >= threshold).sum())
+        num_hits = int(right[scores >= threshold].sum())
         records.append(
             {
                 "threshold": threshold,
@@ -168,14 +166,21 @@ def by_threshold(photos: Sequence[PhotoFaces], min_overlap: float) -> list[dict[
     return records
 
 
-def _hits(faces: PhotoFaces, min_overlap: float) -> np.ndarray:
-    """Return bool [num_faces]: which true faces are found, by the right label if there are any."""
-    hit = np.zeros(len(faces.labels), bool)
-    for found, true in enumerate(match(faces, min_overlap)):
-        if true >= 0:
-            labels = faces.found_labels
-            hit[true] = labels is None or labels[found] == faces.labels[true]
-    return hit
+def _match_right(faces: PhotoFaces, min_overlap: float) -> np.ndarray:
+    """Match, with -1 too where the photo has labels of found faces and one is wrong."""
+    matched = match(faces, min_overlap)
+    if faces.found_labels is not None:
+        found = np.flatnonzero(matched >= 0)
+        wrong = faces.found_labels[found] != faces.labels[matched[found]]
+        matched[found[wrong]] = -1
+    return matched
+
+
+def _scored(photos: Sequence[PhotoFaces], min_overlap: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return of all found faces the scores, and whether they are right: float and bool [number]."""
+    right = [_match_right(faces, min_overlap) >= 0 for faces in photos]
+    scores = [faces.scores for faces in photos]
+    return np.concatenate([np.zeros(0), *scores]), np.concatenate([np.zeros(0, bool), *right])
 
 
 def summarize(
@@ -204,10 +209,11 @@ def summarize(
     """
     hits, sizes, labels, num_found = [], [], [], []
     for faces in photos:
-        hits.append(_hits(faces, min_overlap))
+        matched = _match_right(faces, min_overlap)
+        hits.append(np.isin(np.arange(len(faces.labels)), matched))
         sizes.append((faces.true_boxes[:, 2:] - faces.true_boxes[:, :2]).min(axis=1))
         labels.append(faces.labels)
-        num_found.append(len(faces.boxes))
+        num_found.append(len(matched))
     counts = _GroupCounts(hits, num_found, [groups[faces.photo] for faces in photos])
     size, label = (np.concatenate([[], *parts]) for parts in (sizes, labels))
     everyone, large = np.ones(len(size), bool), size >= SIZE_EDGES[0]
