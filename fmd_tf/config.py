@@ -120,6 +120,9 @@ class TrainConfig(RunConfig):
         False,
         "train twice: a teacher of the same kind first, then the model, which learns its answers",
     )
+    ensemble: bool = _setting(
+        False, "answer with the mean of the teacher's logits and the model's own; twice the cost"
+    )
     image_size: int = _setting(112, "side of the crops in pixels")
     multi_view: bool = _setting(
         True, "look at the middle of a crop at three zooms and mirrored, and average the six"
@@ -174,6 +177,8 @@ class TrainConfig(RunConfig):
         self._require("val_fraction", (self.val_fraction or 0) < most, f"less than {most:g}")
         if self.self_distill and self.distill:
             raise ConfigError("--distill has its own teacher; leave out --self-distill")
+        if self.ensemble and not (self.distill or self.self_distill):
+            raise ConfigError("--ensemble needs a teacher; give --distill FILE or --self-distill")
         if self.folds and self.split_file:
             raise ConfigError("--folds makes its own splits; leave out --split-file")
 

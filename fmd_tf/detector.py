@@ -102,7 +102,7 @@ def _predict(x: keras.KerasTensor, channels: int, first: float, name: str) -> ke
 def _load_mobilenet(layers: Sequence[keras.layers.Layer], weights: str) -> None:
     """Load ImageNet's weights of MobileNetV2, batch norm made part of them, but for the last."""
     folded = fold_batch_norm(load_backbone("mobilenet", None, weights))
-    arrays = [layer.get_weights() for layer in weighted_layers(folded)][:-1]
+    arrays = [layer.get_weights() for layer in weighted_layers(folded).values()][:-1]
     # They are for values of -1 to 1, and here 0 to 1 come in.
     kernel, bias = arrays[0]
     arrays[0] = [2.0 * kernel, bias - kernel.sum(axis=(0, 1, 2))]

@@ -109,6 +109,7 @@ def _logits(model: keras.Model, card: ModelCard, mixed_precision: str) -> Logits
             card.image_size,
             len(card.class_names),
             same_network(model),
+            dense_units=model.get_layer("head_dense").units,
             multi_view=card.multi_view,
             all_views=False,
             is_loaded=False,

@@ -292,7 +292,7 @@ def _round_depthwise(model: keras.Model) -> Iterator[None]:
     bias). MobileNetV2's first layer has weights of 50 and -50 beside small ones.
     """
     kind = keras.layers.DepthwiseConv2D
-    layers = [layer for layer in weighted_layers(model) if isinstance(layer, kind)]
+    layers = [layer for layer in weighted_layers(model).values() if isinstance(layer, kind)]
     kernels = [layer.kernel.numpy() for layer in layers]
     try:
         for layer, kernel in zip(layers, kernels, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 import keras
@@ -65,29 +66,30 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
     Returns:
         A model that answers as it does in inference, to rounding.
     """
-    layers = {layer.name: layer for layer in weighted_layers(model)}
+    layers = weighted_layers(model)
     norms = {
-        layer.input._keras_history.operation.name: layer
-        for layer in layers.values()
+        str(PurePosixPath(path).with_name(layer.input._keras_history.operation.name)): layer
+        for path, layer in layers.items()
         if _is_foldable(layer)
     }
+    # Cloning knows layers by name alone; the members of an ensemble that share names are alike.
+    followed = {PurePosixPath(path).name for path in norms}
+    dropped = {norm.name for norm in norms.values()}
 
     def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
-        bias = {"use_bias": True} if layer.name in norms else {}
+        bias = {"use_bias": True} if layer.name in followed else {}
         return type(layer).from_config({**layer.get_config(), **bias})
 
     def call(layer: keras.layers.Layer, image: Any, *args: Any, **kwargs: Any) -> Any:
-        if layers.get(layer.name) in norms.values():
-            return image
-        return layer(image, *args, **kwargs)
+        return image if layer.name in dropped else layer(image, *args, **kwargs)
 
     # A model of the same layers is not compiled, so its loss need not be copied.
     bare = keras.Model(model.input, model.output, name=model.name)
     folded = keras.models.clone_model(
         bare, clone_function=clone, call_function=call, recursive=True
     )
-    for layer in weighted_layers(folded):
-        source, norm = layers[layer.name], norms.get(layer.name)
+    for path, layer in weighted_layers(folded).items():
+        source, norm = layers[path], norms.get(path)
         layer.set_weights(_folded_weights(source, norm) if norm else source.get_weights())
     return folded
 

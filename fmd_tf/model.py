@@ -115,7 +115,7 @@ def build_model(
     model_name: str,
     image_size: int,
     num_classes: int,
-    weights: str = "imagenet",
+    weights: str | Sequence[str] = "imagenet",
     dropout: float = 0.3,
     dense_units: int = 512,
     multi_view: bool = False,
@@ -137,7 +137,8 @@ def build_model(
         num_classes: Number of outputs.
         weights: "imagenet" (downloaded by Keras), "none" (random), or the path of a
             `.weights.h5` file for the Keras application with `include_top=False`; for mobilenet
-            also "centerface" (downloaded), or the path of its `.onnx` file.
+            also "centerface" (downloaded), or the path of its `.onnx` file. Of several the
+            backbone is one network for each, beside one another, for `ensemble.join_models`.
         dropout: Rate before and after the dense layer; default 0.3.
         dense_units: Width of the dense layer; default 512.
         multi_view: Average six views of each crop; default False, the whole crop.
@@ -160,8 +161,10 @@ def build_model(
     image = keras.Input((image_size, image_size, 3), name="image", dtype="float32")
     views = _cut_views(image, seen, all_views) if multi_view else [image]
     x = keras.ops.concatenate(views, axis=0) if len(views) > 1 else views[0]
-    backbone = load_backbone(model_name, seen, weights, is_loaded)
-    x = _run_backbone(backbone, model_name, x, weights, _downloads(weights, is_loaded))
+    if isinstance(weights, str):
+        x = _run_backbone(model_name, x, weights, is_loaded)
+    else:
+        x = _joined_backbone(model_name, seen, weights, is_loaded)(x)
     x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
     if len(views) > 1:
         x = keras.ops.mean(keras.ops.reshape(x, (len(views), -1, x.shape[-1])), axis=0)
@@ -205,28 +208,52 @@ def _downloads(weights: str, is_loaded: bool) -> bool:
 
 
 def _run_backbone(
-    features: keras.Model,
-    model_name: str,
-    image: keras.KerasTensor,
-    weights: str,
-    downloaded: bool,
-) -> Any:
+    model_name: str, image: keras.KerasTensor, weights: str, is_loaded: bool
+) -> keras.KerasTensor:
     """Preprocess and apply; from pretrained weights in inference mode always."""
+    features = load_backbone(model_name, image.shape[1], weights, is_loaded)
     if weights == "none":
         _speed_up_batch_norm(features)
     mode = {} if weights == "none" else {"training": False}
     preprocess = _fraction if is_centerface(weights) else _BACKBONES[model_name].preprocess
-    image = preprocess(image, downloaded)
+    image = preprocess(image, _downloads(weights, is_loaded))
     return features(image, **mode)
 
 
-def same_network(model: keras.Model) -> str:
+def _joined_backbone(
+    model_name: str, image_size: int, weights: Sequence[str], is_loaded: bool
+) -> keras.Model:
+    """Put a backbone for each of the weights beside one another: their channels follow."""
+    image = keras.Input((image_size, image_size, 3))
+    members = []
+    for index, each in enumerate(weights):
+        # Each in a model of its own: layers of one model have different names.
+        member = keras.Input((image_size, image_size, 3))
+        features = _run_backbone(model_name, member, each, is_loaded)
+        members.append(keras.Model(member, features, name=f"member_{index}")(image))
+    return keras.Model(image, keras.ops.concatenate(members, axis=-1), name="backbone")
+
+
+def backbones(model: keras.Model) -> list[keras.Model]:
+    """Return the backbone of a classifier, or those of the members of an ensemble."""
+    backbone = model.get_layer("backbone")
+    members = [layer for layer in backbone.layers if isinstance(layer, keras.Model)]
+    return [member.get_layer("backbone") for member in members] or [backbone]
+
+
+def same_network(model: keras.Model) -> str | list[str]:
     """Return the `weights` for which `build_model` makes the network of a classifier again.
 
     Args:
         model: From `build_model`; a saved model does not say what it began from.
     """
-    layers = model.get_layer("backbone").layers
+    kinds = [kind_of_weights(backbone) for backbone in backbones(model)]
+    return kinds if len(kinds) > 1 else kinds[0]
+
+
+def kind_of_weights(backbone: keras.Model) -> str:
+    """Return the `weights` for which `load_backbone` makes a backbone again."""
+    layers = backbone.layers
     has_norm = any(isinstance(layer, keras.layers.BatchNormalization) for layer in layers)
     return NO_WEIGHTS if has_norm else CENTERFACE
 
@@ -321,13 +348,16 @@ def head_model(model: keras.Model) -> keras.Model:
     return keras.Model(features, x, name="head")
 
 
-def weighted_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
-    """Give the layers that have weights, those of models in the model too."""
+def weighted_layers(model: keras.Model) -> dict[str, keras.layers.Layer]:
+    """Return the layers that have weights, those of models in the model too, by path."""
+    layers: dict[str, keras.layers.Layer] = {}
     for layer in model.layers:
         if isinstance(layer, keras.Model):
-            yield from weighted_layers(layer)
+            inner = weighted_layers(layer).items()
+            layers |= {f"{layer.name}/{path}": each for path, each in inner}
         elif layer.weights:
-            yield layer
+            layers[layer.name] = layer
+    return layers
 
 
 def freeze_batch_norm(model: keras.Model) -> None:

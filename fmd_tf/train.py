@@ -23,6 +23,7 @@ from fmd_tf.command import find_folder, run_training, weights_at_hand
 from fmd_tf.config import NO_WEIGHTS, ConfigError, TrainConfig
 from fmd_tf.devices import make_strategy, precision_policy, select_device
 from fmd_tf.distill import Teacher, load_teacher
+from fmd_tf.ensemble import join_models, require_joinable
 from fmd_tf.errors import command_line
 from fmd_tf.evaluate import predict_probabilities, write_problems, write_report
 from fmd_tf.export import export_saved_model
@@ -230,6 +231,8 @@ def _require_teacher(config: TrainConfig, training: _Training) -> None:
             "choose another --checkpoint-dir"
         )
     _load_teacher(teacher, config, training.split)
+    if config.ensemble:
+        require_joinable(load_model(teacher)[1], _card(config))
 
 
 def _begin_results(
@@ -265,6 +268,9 @@ def _train(
         print("Now the model, which learns the teacher's answers", flush=True)
     teaching = _teaching(teacher, config, split, cut) if teacher else None
     _train_one(config, crops, split, run, teaching)
+    if teacher and config.ensemble:
+        _join_once(teacher, run)
+        _calibrate_once(config, crops.select(split.train), crops.select(split.val), run)
 
 
 def _train_one(
@@ -339,6 +345,13 @@ def _calibrate_once(config: TrainConfig, train: Crops, val: Crops, run: RunFolde
     )
 
 
+def _join_once(teacher: Path, run: RunFolder) -> None:
+    """Make the best model an ensemble with its teacher, unless an earlier call has."""
+    model, card = load_model(run.best_model)
+    if "teacher" not in card.training:
+        save_model(*join_models(load_model(teacher), (model, card)), run.best_model)
+
+
 def _build(config: TrainConfig, all_views: bool = True) -> keras.Model:
     return build_model(
         config.model_name,
@@ -359,24 +372,27 @@ def _saver(
     def save_best(phase: str, epoch: int, logs: Mapping[str, float]) -> None:
         model.set_weights(trained.get_weights())
         figures = {name: float(value) for name, value in logs.items()}
-        card = ModelCard(
-            class_names=config.class_names,
-            image_size=config.image_size,
-            padding=config.padding,
-            square=config.square,
-            model_name=config.model_name,
-            multi_view=config.multi_view,
-            training={
-                "phase": phase,
-                "epoch": epoch,
-                "seed": config.seed,
-                "split": split_digests(split),
-                **figures,
-            },
-        )
-        save_model(model, card, run.best_model)
+        training = {
+            "phase": phase,
+            "epoch": epoch,
+            "seed": config.seed,
+            "split": split_digests(split),
+            **figures,
+        }
+        save_model(model, replace(_card(config), training=training), run.best_model)
 
     return save_best
+
+
+def _card(config: TrainConfig) -> ModelCard:
+    return ModelCard(
+        class_names=config.class_names,
+        image_size=config.image_size,
+        padding=config.padding,
+        square=config.square,
+        model_name=config.model_name,
+        multi_view=config.multi_view,
+    )
 
 
 def _recipe(config: TrainConfig, num_faces: int) -> Recipe:

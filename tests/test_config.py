@@ -73,6 +73,11 @@ def test_one_teacher_is_enough():
         TrainConfig(distill=Path("teacher.keras"), self_distill=True)
 
 
+def test_an_ensemble_needs_a_teacher():
+    with pytest.raises(ConfigError, match="--ensemble needs a teacher"):
+        TrainConfig(ensemble=True)
+
+
 def test_unknown_settings_fail():
     with pytest.raises(TypeError):
         TrainConfig(learning_rate=1)

@@ -14,14 +14,14 @@ IMAGES = np.random.default_rng(0).uniform(0, 255, (3, 64, 64, 3)).astype(np.floa
 def learn_statistics(model: keras.Model) -> None:
     """Give batch norm other statistics than the 0 and 1 that it begins with."""
     generator = np.random.default_rng(0)
-    for layer in weighted_layers(model):
+    for layer in weighted_layers(model).values():
         if isinstance(layer, keras.layers.BatchNormalization):
             size = layer.gamma.shape
             layer.set_weights([generator.uniform(0.8, 1.2, size) for _ in range(4)])
 
 
 def count(model: keras.Model, kind: type) -> int:
-    return sum(isinstance(layer, kind) for layer in weighted_layers(model))
+    return sum(isinstance(layer, kind) for layer in weighted_layers(model).values())
 
 
 def test_a_graph_asks_another_runtime():

@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 from fmd_tf import checkpoints, evaluate, train
-from fmd_tf.model import load_model
+from fmd_tf.model import backbones, load_model
 from fmd_tf.publish import locked
 
 pytestmark = pytest.mark.usefixtures("shallow_backbone")
@@ -303,6 +303,42 @@ def test_a_model_that_teaches_itself_is_that_of_two_commands(
         for folder in (itself, two)
     ]
     assert seconds[0] > seconds[1]  # That of the teacher counts.
+
+
+def test_an_ensemble_keeps_its_teacher(
+    trained: Path, sample_dir: Path, tmp_path: Path, monkeypatch, capsys
+):
+    """Stopped before the two are joined, it goes on, and a finished one is not joined again."""
+    teacher = str(trained / "checkpoints" / "best_model.keras")
+    arguments = _arguments(sample_dir, tmp_path, "--distill", teacher, "--ensemble")
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "join_models", _stop)
+        assert train.main(arguments) == 130
+    best = tmp_path / "checkpoints" / "best_model.keras"
+    assert len(backbones(load_model(best)[0])) == 1
+    predictions = tmp_path / "results" / "metrics" / "predictions.csv"
+    capsys.readouterr()
+    tables = []
+    for _ in range(2):
+        assert train.main(arguments) == 0
+        assert "Epoch" not in capsys.readouterr().out
+        tables.append(predictions.read_text())
+    assert tables[0] == tables[1]
+    model, card = load_model(best)
+    assert len(backbones(model)) == 2
+    assert card.training["teacher"] == load_model(Path(teacher))[1].training
+    assert card.training["temperature"] and card.training["report"]["part"] == "test"
+
+
+def test_an_ensemble_of_other_crops_is_refused(
+    trained: Path, sample_dir: Path, tmp_path: Path, capsys
+):
+    teacher = ("--distill", str(trained / "checkpoints" / "best_model.keras"), "--ensemble")
+    split = ("--split-file", str(trained / "results" / "metrics" / "split.json"))
+    other = (*teacher, *split, "--image-size", "48")
+    assert train.main(_arguments(sample_dir, tmp_path, *other)) == 2
+    assert "expected a teacher with image_size 48, got 38" in capsys.readouterr().err
+    assert not (tmp_path / "results" / "metrics" / "split.json").exists()
 
 
 def test_another_configuration_is_refused_before_its_teacher_is_trained(
