@@ -128,11 +128,14 @@ def _write_models(folder: Path) -> None:
     """Write what trainings of both kinds leave, with models that have learnt nothing."""
     card = replace(
         CARD,
-        padding=TrainConfig().padding,  # As that of the student which it teaches.
+        # As those of the student which it teaches, and of the one which it is joined with.
+        padding=TrainConfig().padding,
+        image_size=38,
+        multi_view=True,
         model_name="mobilenet",
         training={"split": split_digests(_write_splits(folder)), "temperature": 1.0},
     )
-    model = build_model("mobilenet", card.image_size, len(CLASS_NAMES), "none")
+    model = build_model("mobilenet", card.image_size, len(CLASS_NAMES), "none", multi_view=True)
     detector, detector_card = build_detector("none"), DetectorCard(96)
     (folder / "checkpoints" / "detector").mkdir(parents=True)
     path = folder / "checkpoints" / "detector" / "best_detector.keras"
