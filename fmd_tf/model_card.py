@@ -111,6 +111,8 @@ def format_model_card(card: ModelCard, detector_card: DetectorCard | None = None
         f"{names}. Padding {card.padding:g}, {'square' if card.square else 'squashed'} crops"
         f"{', each the average of six views' if card.multi_view else ''}.",
     ]
+    if "teacher" in card.training:
+        lines.append("Two networks answer together, with the mean of their logits.")
     if detector_card:
         lines.append(_detector_line(detector_card))
     kaggle = card.class_names == CLASS_NAMES

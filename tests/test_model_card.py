@@ -52,6 +52,12 @@ def test_the_detector_is_named():
     assert "detector at 640 px, with a score of at least 0.40" in text and "0.885" in text
 
 
+def test_an_ensemble_says_so():
+    alone, both = ({"report": _report()}, {"report": _report(), "teacher": {"seed": 0}})
+    texts = [format_model_card(ModelCard(NAMES, 32, training=each)) for each in (alone, both)]
+    assert [text.count("Two networks answer together") for text in texts] == [0, 1]
+
+
 def test_recall_by_colour_is_told_where_it_is_known():
     report = _report()
     assert "lower half" not in format_model_card(ModelCard(NAMES, 32, training={"report": report}))
