@@ -24,6 +24,8 @@ RECALL_OVERLAP = 0.4
 """Intersection over union from which on a face counts as found."""
 THRESHOLDS = tuple(round(0.05 * number, 2) for number in range(1, 20))
 """Face scores that `by_threshold` counts at."""
+PRECISIONS = (0.9, 0.85)
+"""At which `at_precision` compares detectors."""
 _NUM_BOOTSTRAP = 1000
 
 
@@ -132,11 +134,49 @@ def choose_threshold(photos: Sequence[PhotoFaces], precision: float = 0.9) -> fl
     Returns:
         A score; None where no score gives that precision.
     """
-    scores, right = _scored(photos, RECALL_OVERLAP)
+    return _least_score(photos, RECALL_OVERLAP, precision)
+
+
+def _least_score(
+    photos: Sequence[PhotoFaces], min_overlap: float, precision: float
+) -> float | None:
+    scores, right = _scored(photos, min_overlap)
     order = np.argsort(-scores, kind="stable")
     precisions = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
     enough = np.flatnonzero(precisions >= precision)
     return float(scores[order][enough[-1]]) if len(enough) else None
+
+
+def at_precision(
+    photos: Sequence[PhotoFaces],
+    class_names: Sequence[str],
+    min_overlap: float,
+    groups: Mapping[str, int],
+) -> list[dict[str, Any]]:
+    """Read what is found at each of `PRECISIONS` off the curve of these photos.
+
+    So detectors are compared where they err alike, as average precision does. The threshold is
+    that of these photos, and one for use is of others, see `choose_threshold`.
+
+    Args:
+        photos: Found faces of all scores.
+        class_names: Names of the classes.
+        min_overlap: Intersection over union that counts as found.
+        groups: See `summarize`.
+
+    Returns:
+        A JSON-like record for each: `at`, the precision, `threshold`, the least score that gives
+        it, and what `summarize` returns there; without these where no score does.
+    """
+    records: list[dict[str, Any]] = []
+    for precision in PRECISIONS:
+        threshold = _least_score(photos, min_overlap, precision)
+        record: dict[str, Any] = {"at": precision, "threshold": threshold}
+        if threshold is not None:
+            found = [faces.at_least(threshold) for faces in photos]
+            record |= summarize(found, class_names, min_overlap, groups)
+        records.append(record)
+    return records
 
 
 def by_threshold(photos: Sequence[PhotoFaces], min_overlap: float) -> list[dict[str, Any]]:

@@ -33,6 +33,7 @@ from fmd_tf.detector import DetectorCard, load_detector
 from fmd_tf.detector_metrics import (
     RECALL_OVERLAP,
     PhotoFaces,
+    at_precision,
     average_precision,
     by_threshold,
     summarize,
@@ -275,7 +276,8 @@ def report(
     Returns:
         JSON-like: `photos`, and a detector's name to `threshold`, `ap50`, `milliseconds` a photo
         (median, detection alone), `detection` at an overlap of 0.4 and, with a labeller,
-        `end_to_end` at 0.3: `detector_metrics.summarize`, and `by_threshold` as there.
+        `end_to_end` at 0.3: `detector_metrics.summarize`, and `by_threshold` and `at_precision`
+        as there.
     """
     figures: dict[str, Any] = {"photos": len(annotations)}
     for name, detector in detectors.items():
@@ -299,6 +301,7 @@ def report(
             figures[name][task] = {
                 **summarize(faces, class_names, overlap, groups),
                 "by_threshold": by_threshold(photos, overlap),
+                "at_precision": at_precision(photos, class_names, overlap, groups),
             }
     return figures
 
@@ -359,6 +362,9 @@ def format_report(figures: Mapping[str, Any]) -> str:
             for figure in ("recall", "precision"):
                 add(f"{title}: {figure}", [part[figure] for part in parts])
                 add_intervals([part[f"{figure}_95"] for part in parts])
+            for records in zip(*(part["at_precision"] for part in parts), strict=True):
+                recalls = [record.get("recall") for record in records]
+                add(f"  recall at a precision of {records[0]['at']:.2f}", recalls)
             rows = [_recalls(part) for part in parts]
             for label, first in rows[0].items():
                 add(f"{label} ({first['faces']})", [row[label]["recall"] for row in rows])

@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 
 from fmd_tf.detector_metrics import (
+    PRECISIONS,
     PhotoFaces,
+    at_precision,
     average_precision,
     by_threshold,
     choose_threshold,
@@ -113,6 +115,18 @@ def test_a_sample_without_a_face_says_nothing_of_recall():
     box = [0, 0, 10, 10]
     photos = [_photo([(*box, 0.9)], [box]), _photo([], [], name="other.png")]
     assert summarize(photos, NAMES, 0.4, GROUPS)["recall_95"] == [1.0, 1.0]
+
+
+def test_recall_at_a_precision_by_hand():
+    # By falling score: right, right, wrong, right -> precisions 1, 1, 2/3, 3/4.
+    found = [(0, 0, 9, 9, 0.9), (20, 0, 29, 9, 0.8), (99, 9, 101, 11, 0.7), (40, 0, 49, 9, 0.6)]
+    true = [[0, 0, 9, 9], [20, 0, 29, 9], [40, 0, 49, 9]]
+    photos = [_photo(found, true), _photo([], [], name="other.png")]
+    for record, precision in zip(at_precision(photos, NAMES, 0.5, GROUPS), PRECISIONS, strict=True):
+        assert (record["at"], record["threshold"]) == (precision, 0.8)
+        assert (record["recall"], record["precision"]) == (2 / 3, 1.0)
+    nothing = [_photo([(0, 0, 1, 1, 0.9)], [])]
+    assert at_precision(nothing, NAMES, 0.5, GROUPS)[1] == {"at": 0.85, "threshold": None}
 
 
 def test_figures_at_each_threshold_by_hand():
