@@ -113,7 +113,7 @@ def _own_curve(config: TrainConfig) -> Curve:
     started = time.perf_counter()
     train_and_evaluate(config)
     total = time.perf_counter() - started
-    epochs = RunFolder(config.checkpoint_dir).epochs(config.self_distill)
+    epochs = RunFolder(config.checkpoint_dir).epochs(config.trains_teacher)
     seconds = [record["seconds"] for record in epochs]
     ends = total - sum(seconds) + np.cumsum(seconds)
     values = [record[MONITOR] for record in epochs]

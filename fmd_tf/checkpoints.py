@@ -91,7 +91,7 @@ class RunFolder:
 
     @property
     def teacher(self) -> RunFolder:
-        """The run inside this one whose model taught this one's, see `TrainConfig.self_distill`."""
+        """The run inside this one whose model taught this one's, see `TrainConfig.of_teacher`."""
         return RunFolder(self.path / "teacher")
 
     @property
@@ -158,9 +158,9 @@ class RunFolder:
         states = [self._read(folder) for folder in self.path.glob("state-*") if folder.is_dir()]
         return max(states, key=lambda state: len(state.history), default=None)
 
-    def epochs(self, self_distilled: bool) -> list[dict[str, Any]]:
+    def epochs(self, with_teacher: bool) -> list[dict[str, Any]]:
         """Return a record an epoch so far, of the model's own teacher first where it had one."""
-        runs = [self.teacher, self] if self_distilled else [self]
+        runs = [self.teacher, self] if with_teacher else [self]
         return [record for run in runs if (state := run.latest()) for record in state.history]
 
     def _read(self, folder: Path) -> TrainingState:

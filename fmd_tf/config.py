@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -109,7 +109,7 @@ class TrainConfig(RunConfig):
     weights: str | None = _setting(
         None,
         "centerface or its .onnx file (mobilenet alone), imagenet or a .weights.h5 file of the "
-        "backbone, or none; default: centerface for mobilenet, else imagenet",
+        "backbone, or none; default: centerface for mobilenet, else imagenet, as with --ensemble",
     )
     distill: Path | None = _setting(
         None,
@@ -121,7 +121,9 @@ class TrainConfig(RunConfig):
         "train twice: a teacher of the same kind first, then the model, which learns its answers",
     )
     ensemble: bool = _setting(
-        False, "answer with the mean of the teacher's logits and the model's own; twice the cost"
+        False,
+        "two models as one, the mean of their logits: the teacher, trained first from the default "
+        "weights unless --distill names it, and the model, which learns its answers",
     )
     image_size: int = _setting(112, "side of the crops in pixels")
     multi_view: bool = _setting(
@@ -177,14 +179,30 @@ class TrainConfig(RunConfig):
         self._require("val_fraction", (self.val_fraction or 0) < most, f"less than {most:g}")
         if self.self_distill and self.distill:
             raise ConfigError("--distill has its own teacher; leave out --self-distill")
-        if self.ensemble and not (self.distill or self.self_distill):
-            raise ConfigError("--ensemble needs a teacher; give --distill FILE or --self-distill")
+        if self.self_distill and self.ensemble:
+            raise ConfigError("--ensemble has its own teacher; leave out --self-distill")
         if self.folds and self.split_file:
             raise ConfigError("--folds makes its own splits; leave out --split-file")
 
     def first_weights(self) -> str:
-        """Return the weights that were asked for, or the best ones that there are."""
-        return self.weights or (CENTERFACE if self.model_name == "mobilenet" else IMAGENET)
+        """Return the weights that were asked for, or the best ones that there are.
+
+        The second model of an ensemble is to err on other faces than the first.
+        """
+        is_first = self.model_name == "mobilenet" and not self.ensemble
+        return self.weights or (CENTERFACE if is_first else IMAGENET)
+
+    @property
+    def trains_teacher(self) -> bool:
+        """Whether a teacher is trained first, in the same run."""
+        return self.self_distill or (self.ensemble and not self.distill)
+
+    def of_teacher(self) -> TrainConfig:
+        """Return the settings of the teacher that is trained first: its weights are known."""
+        alone = replace(self, self_distill=False, ensemble=False)
+        if self.self_distill or self.weights == NO_WEIGHTS:
+            return alone
+        return replace(alone, weights=replace(alone, weights=None).first_weights())
 
     def val_fraction_of(self, num_faces: int) -> float:
         """Return the part for validation that was asked for, or that of as many as are enough."""

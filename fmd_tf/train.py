@@ -115,8 +115,9 @@ def train_and_evaluate(config: TrainConfig) -> dict:
 def _train_and_evaluate(config: TrainConfig) -> dict:
     build = partial(build_model, config.model_name, config.image_size, 2)
     run = RunFolder(config.checkpoint_dir)
-    weights = weights_at_hand(config.first_weights(), config, run, build)
-    config = replace(config, weights=weights)
+    trained = [config, *([config.of_teacher()] if config.trains_teacher else [])]
+    found = [weights_at_hand(each.first_weights(), config, run, build) for each in trained]
+    config = replace(config, weights=NO_WEIGHTS if NO_WEIGHTS in found else found[0])
     crops, folder = _load_data(config)
     trainings = _plan(config, crops)
     crops = crops.at_least(config.min_face_size)
@@ -212,10 +213,10 @@ def _open(config: TrainConfig, crops: Crops, trainings: Sequence[_Training]) -> 
         _require_teacher(config, training)
     faces = _digest(crops)
     for training in trainings:
-        identity = _identity(config, training, faces)
-        training.run.open(identity, config.overwrite)
-        if config.self_distill:
-            training.run.teacher.open({**identity, "self_distill": False}, config.overwrite)
+        training.run.open(_identity(config, training, faces), config.overwrite)
+        if config.trains_teacher:
+            of_teacher = _identity(config.of_teacher(), training, faces)
+            training.run.teacher.open(of_teacher, config.overwrite)
 
 
 def _require_teacher(config: TrainConfig, training: _Training) -> None:
@@ -260,9 +261,9 @@ def _train(
         labels = crops.select(photos).labels
         counts = np.bincount(labels, minlength=len(config.class_names))
         print(f"{_PARTS[name]}: {len(labels)} faces, by class {counts.tolist()}")
-    if config.self_distill:
+    if config.trains_teacher:
         print("Training twice: first the teacher", flush=True)
-        _train_one(config, crops, split, run.teacher)
+        _train_one(config.of_teacher(), crops, split, run.teacher)
         keras.backend.clear_session()
         teacher = run.teacher.best_model
         print("Now the model, which learns the teacher's answers", flush=True)
@@ -467,7 +468,7 @@ def _write_history(config: TrainConfig, card: ModelCard, run: RunFolder) -> None
 
 def _seconds(config: TrainConfig, run: RunFolder) -> float:
     """Return the wall time of all epochs, its own teacher's too, whatever interrupted them."""
-    return round(sum(record["seconds"] for record in run.epochs(config.self_distill)), 1)
+    return round(sum(record["seconds"] for record in run.epochs(config.trains_teacher)), 1)
 
 
 def _with_report(card: ModelCard, report: dict, part: str, seconds: float) -> ModelCard:

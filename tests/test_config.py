@@ -71,11 +71,33 @@ def test_bad_settings(settings: dict, expected: str):
 def test_one_teacher_is_enough():
     with pytest.raises(ConfigError, match="--distill has its own teacher"):
         TrainConfig(distill=Path("teacher.keras"), self_distill=True)
+    with pytest.raises(ConfigError, match="--ensemble has its own teacher"):
+        TrainConfig(ensemble=True, self_distill=True)
 
 
-def test_an_ensemble_needs_a_teacher():
-    with pytest.raises(ConfigError, match="--ensemble needs a teacher"):
-        TrainConfig(ensemble=True)
+@pytest.mark.parametrize(
+    ("settings", "teacher", "model"),
+    [
+        ({"ensemble": True}, "centerface", "imagenet"),
+        ({"ensemble": True, "weights": "a.weights.h5"}, "centerface", "a.weights.h5"),
+        ({"ensemble": True, "model_name": "resnet50"}, "imagenet", "imagenet"),
+        ({"ensemble": True, "weights": "none"}, "none", "none"),
+        ({"self_distill": True, "weights": "imagenet"}, "imagenet", "imagenet"),
+        ({"self_distill": True}, "centerface", "centerface"),
+    ],
+)
+def test_what_a_teacher_and_its_student_begin_from(settings: dict, teacher: str, model: str):
+    config = TrainConfig(**settings)
+    assert config.trains_teacher
+    assert config.first_weights() == model
+    first = config.of_teacher()
+    assert first.first_weights() == teacher
+    assert not first.ensemble and not first.self_distill and not first.trains_teacher
+
+
+def test_a_named_teacher_is_not_trained():
+    config = TrainConfig(ensemble=True, distill=Path("teacher.keras"))
+    assert not config.trains_teacher and config.first_weights() == "imagenet"
 
 
 def test_unknown_settings_fail():

@@ -330,6 +330,20 @@ def test_an_ensemble_keeps_its_teacher(
     assert card.training["temperature"] and card.training["report"]["part"] == "test"
 
 
+def test_an_ensemble_trains_its_teacher(trained: Path, sample_dir: Path, tmp_path: Path, capsys):
+    """In one command it is what it is of a teacher that was there."""
+    both, named = tmp_path / "both", tmp_path / "named"
+    assert train.main(_arguments(sample_dir, both, "--ensemble")) == 0
+    assert "first the teacher" in capsys.readouterr().out
+    teacher = str(trained / "checkpoints" / "best_model.keras")
+    assert train.main(_arguments(sample_dir, named, "--ensemble", "--distill", teacher)) == 0
+    tables = [
+        np.genfromtxt(folder / "results" / "metrics" / "predictions.csv", delimiter=",")[1:, -3:]
+        for folder in (both, named)
+    ]
+    np.testing.assert_allclose(*tables, atol=1e-3)
+
+
 def test_an_ensemble_of_other_crops_is_refused(
     trained: Path, sample_dir: Path, tmp_path: Path, capsys
 ):
