@@ -225,8 +225,8 @@ class DetectorConfig(RunConfig):
         CENTERFACE,
         "centerface or its .onnx file, imagenet or a .weights.h5 file of MobileNetV2, or none",
     )
-    image_size: int = _setting(832, "pixels that the longer side of a photo is scaled to")
-    view_size: int = _setting(320, "side of the training views in pixels, a multiple of 32")
+    image_size: int = _setting(1024, "pixels that the longer side of a photo is scaled to")
+    view_size: int = _setting(416, "side of the training views in pixels, a multiple of 32")
     epochs: int = _setting(8, "epochs, of one view a face, at most 16 a photo")
     batch_size: int = _setting(16, "views a step")
     lr: float = _setting(5e-4, "highest learning rate; it warms up and falls as a cosine")
