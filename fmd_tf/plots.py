@@ -151,16 +151,26 @@ def _draw_curve(axis: Axes, figures: Mapping[str, Any], label: str, color: str, 
     axis.plot(recalls, precisions, style, marker=".", markersize=4, color=color, label=label)
     if figures["recall"] and figures["precision"]:
         axis.plot(figures["recall"], figures["precision"], "o", color=color)
-    for recall, precision, each in zip(recalls, precisions, points, strict=True):
-        if style == "-" and round(100 * each["threshold"]) % 10 == 0:
-            axis.annotate(
-                f"{each['threshold']:.1f}",
-                (recall, precision),
-                xytext=(4, 4),
-                textcoords="offset points",
-                color=_GRAY,
-                fontsize=8,
-            )
+    if style == "-":
+        _number_points(axis, points)
+
+
+def _number_points(axis: Axes, points: Sequence[Mapping[str, Any]]) -> None:
+    """Write every second threshold beside its point; of those that give the same, the highest."""
+    places = {
+        (each["recall"], each["precision"]): each["threshold"]
+        for each in points
+        if round(100 * each["threshold"]) % 10 == 0
+    }
+    for place, threshold in places.items():
+        axis.annotate(
+            f"{threshold:.1f}",
+            place,
+            xytext=(4, 4),
+            textcoords="offset points",
+            color=_GRAY,
+            fontsize=8,
+        )
 
 
 def plot_mistakes(
