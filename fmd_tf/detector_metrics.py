@@ -134,13 +134,10 @@ def choose_threshold(photos: Sequence[PhotoFaces], precision: float = 0.9) -> fl
     Returns:
         A score; None where no score gives that precision.
     """
-    return _least_score(photos, RECALL_OVERLAP, precision)
+    return _least_score(*_scored(photos, RECALL_OVERLAP), precision)
 
 
-def _least_score(
-    photos: Sequence[PhotoFaces], min_overlap: float, precision: float
-) -> float | None:
-    scores, right = _scored(photos, min_overlap)
+def _least_score(scores: np.ndarray, right: np.ndarray, precision: float) -> float | None:
     order = np.argsort(-scores, kind="stable")
     precisions = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
     enough = np.flatnonzero(precisions >= precision)
@@ -168,9 +165,10 @@ def at_precision(
         A JSON-like record for each: `at`, the precision, `threshold`, the least score that gives
         it, and what `summarize` returns there; without these where no score does.
     """
+    scores, right = _scored(photos, min_overlap)
     records: list[dict[str, Any]] = []
     for precision in PRECISIONS:
-        threshold = _least_score(photos, min_overlap, precision)
+        threshold = _least_score(scores, right, precision)
         record: dict[str, Any] = {"at": precision, "threshold": threshold}
         if threshold is not None:
             found = [faces.at_least(threshold) for faces in photos]
