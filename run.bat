@@ -33,7 +33,7 @@ if "%module%"=="test" goto test
 exit /b %errorlevel%
 :sample
 cd /d "%root%"
-"%python%" -m fmd_tf.train --sample --image-size 75 --epochs 10 --checkpoint-dir checkpoints\sample --results-dir results\sample --export-dir savedmodel\sample
+"%python%" -m fmd_tf.train --sample --weights centerface --image-size 75 --epochs 10 --checkpoint-dir checkpoints\sample --results-dir results\sample --export-dir savedmodel\sample
 exit /b %errorlevel%
 :test
 cd /d "%root%"

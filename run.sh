@@ -41,7 +41,7 @@ case "${1:-}" in
     "")
         set_up ""
         cd "$root"
-        exec "$python" -m fmd_tf.train --sample --image-size 75 --epochs 10 \
+        exec "$python" -m fmd_tf.train --sample --weights centerface --image-size 75 --epochs 10 \
             --checkpoint-dir checkpoints/sample --results-dir results/sample \
             --export-dir savedmodel/sample
         ;;

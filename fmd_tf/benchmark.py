@@ -118,7 +118,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model-name", choices=MODEL_NAMES, default="mobilenet", help="backbone")
     add("--steps", type=at_least(1), default=10, help="steps of a turn")
-    add("--weights", help="what a run begins from, as train takes it")
+    add("--weights", nargs="+", help="what a run begins from, as train takes it")
     add(
         "--peer-epochs",
         type=at_least(0),

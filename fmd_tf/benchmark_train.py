@@ -44,7 +44,7 @@ def benchmark_train(
     steps: int = 10,
     rounds: int = 5,
     class_names: Sequence[str] = CLASS_NAMES,
-    weights: str | None = None,
+    weights: Sequence[str] | None = None,
     peer_epochs: int = 0,
     peer_weights: str = IMAGENET,
 ) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def benchmark_train(
         steps: Steps of a turn.
         rounds: Turns of each that the medians are of.
         class_names: Names of the classes in the folder.
-        weights: As `train --weights`; the whole run begins from them.
+        weights: As `train --weights`; the whole run begins from them, the steps are the first's.
         peer_epochs: Epochs of the peer; 0 leaves out both whole runs.
         peer_weights: What the peer begins from.
 
@@ -78,8 +78,8 @@ def benchmark_train(
     if not len(crops):
         raise BenchmarkError(f"{data_dir} holds no faces")
     policy = precision_policy("auto", is_depthwise(model_name))
-    first_weights = TrainConfig(model_name=model_name, weights=weights).first_weights()
-    model = _compiled(model_name, image_size, len(class_names), first_weights, policy)
+    config = TrainConfig(model_name=model_name, weights=tuple(weights) if weights else None)
+    model = _compiled(model_name, image_size, len(class_names), config.begins_from[0], policy)
     batches = train_dataset(
         crops.images, crops.labels, len(class_names), batch_size, seed=0, balance=_BALANCE
     )

@@ -31,37 +31,38 @@ def find_folder(config: RunConfig) -> Path:
 
 
 def weights_at_hand(
-    weights: str, config: RunConfig, run: RunFolder, build: Callable[[str], Any]
-) -> str:
+    weights: Sequence[str], config: RunConfig, run: RunFolder, build: Callable[[str], Any]
+) -> tuple[str, ...]:
     """Fail before anything is discarded where the weights of a new run cannot be had.
 
     The quick start begins from random weights where none can be downloaded, and goes on so.
 
     Args:
-        weights: What the run is to begin from, see `model.build_model`.
+        weights: What the models of the run are to begin from, see `model.build_model`.
         config: The run.
         run: Its checkpoint folder.
         build: Builds the run's model from weights.
 
     Returns:
-        What it begins from, which is part of what the run is.
+        What they begin from, which is part of what the run is.
 
     Raises:
         ModelError: Weights that cannot be had.
     """
     held = {} if config.overwrite else run.identity()
-    if config.sample and held.get("weights") == NO_WEIGHTS:
-        return NO_WEIGHTS
+    if config.sample and held.get("weights") in (NO_WEIGHTS, [NO_WEIGHTS]):
+        return (NO_WEIGHTS,)
     if held and (run.has_state() or run.teacher.has_state()):
-        return weights
+        return tuple(weights)
     try:
-        build(weights)
+        for each in weights:
+            build(each)
     except ModelError:
-        if not config.sample or weights not in (IMAGENET, CENTERFACE):
+        if not config.sample or not {*weights} <= {IMAGENET, CENTERFACE}:
             raise
         print("No weights without internet: this quick start begins from random weights.")
-        return NO_WEIGHTS
-    return weights
+        return (NO_WEIGHTS,)
+    return tuple(weights)
 
 
 def run_training(

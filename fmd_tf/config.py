@@ -106,10 +106,11 @@ class TrainConfig(RunConfig):
     model_name: str = _setting(
         "mobilenet", "backbone", choices=("mobilenet", "resnet50", "efficientnet")
     )
-    weights: str | None = _setting(
+    weights: tuple[str, ...] | None = _setting(
         None,
         "centerface or its .onnx file (mobilenet alone), imagenet or a .weights.h5 file of the "
-        "backbone, or none; default: centerface for mobilenet, else imagenet, as with --ensemble",
+        "backbone, or none; of two a model each, the second taught by the first, and kept as one; "
+        "default: centerface imagenet for mobilenet (centerface with a teacher), else imagenet",
     )
     distill: Path | None = _setting(
         None,
@@ -119,11 +120,6 @@ class TrainConfig(RunConfig):
     self_distill: bool = _setting(
         False,
         "train twice: a teacher of the same kind first, then the model, which learns its answers",
-    )
-    ensemble: bool = _setting(
-        False,
-        "two models as one, the mean of their logits: the teacher, trained first from the default "
-        "weights unless --distill names it, and the model, which learns its answers",
     )
     image_size: int = _setting(112, "side of the crops in pixels")
     multi_view: bool = _setting(
@@ -179,30 +175,37 @@ class TrainConfig(RunConfig):
         self._require("val_fraction", (self.val_fraction or 0) < most, f"less than {most:g}")
         if self.self_distill and self.distill:
             raise ConfigError("--distill has its own teacher; leave out --self-distill")
-        if self.self_distill and self.ensemble:
-            raise ConfigError("--ensemble has its own teacher; leave out --self-distill")
+        self._require("weights", 1 <= len(self.begins_from) <= 2, "one, or two for two models")
+        if self.is_ensemble and (self.distill or self.self_distill):
+            raise ConfigError("--weights of two models: the first teaches; name one with a teacher")
         if self.folds and self.split_file:
             raise ConfigError("--folds makes its own splits; leave out --split-file")
 
-    def first_weights(self) -> str:
-        """Return the weights that were asked for, or the best ones that there are.
+    @property
+    def begins_from(self) -> tuple[str, ...]:
+        """The weights that were asked for, or the best ones that there are.
 
-        The second model of an ensemble is to err on other faces than the first.
+        Two models that begin from different weights err on different faces, and are kept as one.
         """
-        is_first = self.model_name == "mobilenet" and not self.ensemble
-        return self.weights or (CENTERFACE if is_first else IMAGENET)
+        if self.weights is not None:
+            return self.weights
+        if self.model_name != "mobilenet":
+            return (IMAGENET,)
+        return (CENTERFACE,) if self.distill or self.self_distill else (CENTERFACE, IMAGENET)
+
+    @property
+    def is_ensemble(self) -> bool:
+        """Whether two models are kept as one, the first of which teaches the second."""
+        return len(self.begins_from) > 1
 
     @property
     def trains_teacher(self) -> bool:
         """Whether a teacher is trained first, in the same run."""
-        return self.self_distill or (self.ensemble and not self.distill)
+        return self.self_distill or self.is_ensemble
 
     def of_teacher(self) -> TrainConfig:
-        """Return the settings of the teacher that is trained first: its weights are known."""
-        alone = replace(self, self_distill=False, ensemble=False)
-        if self.self_distill or self.weights == NO_WEIGHTS:
-            return alone
-        return replace(alone, weights=replace(alone, weights=None).first_weights())
+        """Return the settings of the teacher that is trained first."""
+        return replace(self, self_distill=False, weights=self.begins_from[:1])
 
     def val_fraction_of(self, num_faces: int) -> float:
         """Return the part for validation that was asked for, or that of as many as are enough."""
@@ -290,7 +293,7 @@ def _add_flag(parser: argparse.ArgumentParser, setting: Field, hint: Any) -> Non
     options: dict[str, Any] = {"default": default, "help": setting.metadata["help"]}
     if hint is bool:
         options["action"] = argparse.BooleanOptionalAction if default else "store_true"
-    elif hint == tuple[str, ...]:
+    elif hint in (tuple[str, ...], tuple[str, ...] | None):
         options |= {"nargs": "+", "action": _TupleAction, "metavar": "NAME"}
     else:
         optional = {Path | None: Path, float | None: float, str | None: str}

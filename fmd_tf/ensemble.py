@@ -14,28 +14,9 @@ import numpy as np
 from scipy.linalg import block_diag
 
 from fmd_tf.calibration import rescale_logits
-from fmd_tf.model import ModelCard, ModelError, backbones, build_model, kind_of_weights
+from fmd_tf.model import ModelCard, backbones, build_model, kind_of_weights
 
-_SAME = ("class_names", "model_name", "image_size", "padding", "square", "multi_view")
 _DENSE = ("head_dense", "logits")
-
-
-def require_joinable(first: ModelCard, second: ModelCard) -> None:
-    """Fail where two classifiers cannot be one.
-
-    Args:
-        first: Card of the one that is there already.
-        second: Of the other.
-
-    Raises:
-        ModelError: They want other crops, are of other backbones, or one is an ensemble.
-    """
-    for name in _SAME:
-        found, wanted = getattr(first, name), getattr(second, name)
-        if found != wanted:
-            raise ModelError(f"--ensemble: expected a teacher with {name} {wanted}, got {found}")
-    if "teacher" in first.training:
-        raise ModelError("--ensemble: expected a teacher that is no ensemble itself")
 
 
 def join_models(
@@ -48,7 +29,7 @@ def join_models(
 
     Args:
         first: Model and card, the model with its temperature, and offsets that its card tells.
-        second: Likewise, of the same crops and backbone, see `require_joinable`.
+        second: Likewise, of the same crops and backbone.
 
     Returns:
         A model whose logits are the mean of theirs without offsets, and its card, that of the

@@ -319,9 +319,9 @@ def _weights_message(model_name: str, weights: str, error: Exception) -> str:
     reason = first_line(error)
     if weights == "imagenet":
         return (
-            f"the ImageNet weights of {model_name} could not be downloaded ({reason}); give a "
-            "local .weights.h5 file with --weights FILE, or start from random weights with "
-            "--weights none"
+            f"the ImageNet weights of {model_name} could not be downloaded ({reason}); put a local "
+            ".weights.h5 file in the place of imagenet in --weights, or begin without them: "
+            "--weights centerface (mobilenet) or none"
         )
     return (
         f"{weights} does not hold weights of keras.applications' {model_name} without top "

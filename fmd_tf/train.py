@@ -23,7 +23,7 @@ from fmd_tf.command import find_folder, run_training, weights_at_hand
 from fmd_tf.config import NO_WEIGHTS, ConfigError, TrainConfig
 from fmd_tf.devices import make_strategy, precision_policy, select_device
 from fmd_tf.distill import Teacher, load_teacher
-from fmd_tf.ensemble import join_models, require_joinable
+from fmd_tf.ensemble import join_models
 from fmd_tf.errors import command_line
 from fmd_tf.evaluate import predict_probabilities, write_problems, write_report
 from fmd_tf.export import export_saved_model
@@ -115,9 +115,7 @@ def train_and_evaluate(config: TrainConfig) -> dict:
 def _train_and_evaluate(config: TrainConfig) -> dict:
     build = partial(build_model, config.model_name, config.image_size, 2)
     run = RunFolder(config.checkpoint_dir)
-    trained = [config, *([config.of_teacher()] if config.trains_teacher else [])]
-    found = [weights_at_hand(each.first_weights(), config, run, build) for each in trained]
-    config = replace(config, weights=NO_WEIGHTS if NO_WEIGHTS in found else found[0])
+    config = replace(config, weights=weights_at_hand(config.begins_from, config, run, build))
     crops, folder = _load_data(config)
     trainings = _plan(config, crops)
     crops = crops.at_least(config.min_face_size)
@@ -232,8 +230,6 @@ def _require_teacher(config: TrainConfig, training: _Training) -> None:
             "choose another --checkpoint-dir"
         )
     _load_teacher(teacher, config, training.split)
-    if config.ensemble:
-        require_joinable(load_model(teacher)[1], _card(config))
 
 
 def _begin_results(
@@ -269,7 +265,7 @@ def _train(
         print("Now the model, which learns the teacher's answers", flush=True)
     teaching = _teaching(teacher, config, split, cut) if teacher else None
     _train_one(config, crops, split, run, teaching)
-    if teacher and config.ensemble:
+    if teacher and config.is_ensemble:
         _join_once(teacher, run)
         _calibrate_once(config, crops.select(split.train), crops.select(split.val), run)
 
@@ -358,7 +354,7 @@ def _build(config: TrainConfig, all_views: bool = True) -> keras.Model:
         config.model_name,
         config.image_size,
         len(config.class_names),
-        config.first_weights(),
+        config.begins_from[-1],
         config.dropout,
         multi_view=config.multi_view,
         all_views=all_views,
@@ -398,14 +394,15 @@ def _card(config: TrainConfig) -> ModelCard:
 
 def _recipe(config: TrainConfig, num_faces: int) -> Recipe:
     """Return the training settings; a head on random features would learn nothing."""
+    is_random = config.begins_from[-1] == NO_WEIGHTS
     # An epoch of one step, of a handful of photos, is over before anything is learnt.
     few = max(_SMALLEST_BATCH, num_faces // _FEWEST_STEPS)
     return Recipe(
         num_classes=len(config.class_names),
         epochs=config.epochs,
-        head_epochs=0 if config.weights == NO_WEIGHTS else config.head_epochs,
+        head_epochs=0 if is_random else config.head_epochs,
         batch_size=min(config.batch_size, few),
-        lr=config.lr or (1e-3 if config.weights == NO_WEIGHTS else 5e-4),
+        lr=config.lr or (1e-3 if is_random else 5e-4),
         head_lr=config.head_lr,
         weight_decay=config.weight_decay,
         label_smoothing=config.label_smoothing,
@@ -413,7 +410,7 @@ def _recipe(config: TrainConfig, num_faces: int) -> Recipe:
         scheduler=config.scheduler,
         patience=config.patience,
         # From random weights batch norm learns, and its statistics are those of the weights.
-        ema=0.0 if config.weights == NO_WEIGHTS else config.ema,
+        ema=0.0 if is_random else config.ema,
         seed=config.seed,
     )
 

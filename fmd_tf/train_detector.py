@@ -94,7 +94,8 @@ def train_and_evaluate(config: DetectorConfig) -> dict:
 
 def _train_and_evaluate(config: DetectorConfig) -> dict:
     run = RunFolder(config.checkpoint_dir, BEST_DETECTOR)
-    config = replace(config, weights=weights_at_hand(config.weights, config, run, build_detector))
+    (weights,) = weights_at_hand([config.weights], config, run, build_detector)
+    config = replace(config, weights=weights)
     peer = load_peer(config.peer)
     folder = read_folder(find_folder(config), config.class_names, config.skip_invalid)
     groups = group_photos(folder.annotations, config.group_distance)
