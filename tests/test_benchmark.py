@@ -105,7 +105,7 @@ def test_whole_runs_are_timed_to_the_same_macro_f1(
     monkeypatch.setattr(benchmark_recipe, "_PEER_SIZE", 64)
     monkeypatch.setattr(benchmark_recipe, "TrainConfig", partial(TrainConfig, epochs=2))
     few = write_sample(tmp_path / "voc", num_photos=8, seed=1)
-    report = benchmark_recipe.benchmark_recipe(few, 1, "mobilenet", 38, "none", "none")
+    report = benchmark_recipe.benchmark_recipe(few, 1, "mobilenet", 38, ["none"], "none")
     peer, own = report["peer"], report["own"]
     assert len(peer["curve"]) == 1 and peer["seconds"] == peer["curve"][0][0]
     assert report["target"] == peer["best"]

@@ -18,7 +18,7 @@ def run(tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path)
 
 
-def _hold(run: RunFolder, weights: str, epochs: int = 0) -> None:
+def _hold(run: RunFolder, weights: str | list[str], epochs: int = 0) -> None:
     """Let the folder hold a run that began from these weights."""
     run.open({"weights": weights})
     for epoch in range(epochs):
@@ -31,25 +31,24 @@ def _hold(run: RunFolder, weights: str, epochs: int = 0) -> None:
 def test_weights_that_cannot_be_had_end_a_run_before_it_begins(run):
     for weights, is_sample in (("imagenet", False), ("gone.onnx", True)):
         with pytest.raises(ModelError, match=weights):
-            weights_at_hand(weights, TrainConfig(sample=is_sample), run, _offline)
-    assert weights_at_hand("imagenet", TrainConfig(), run, str) == "imagenet"
+            weights_at_hand([weights], TrainConfig(sample=is_sample), run, _offline)
+    both = ("centerface", "imagenet")
+    assert weights_at_hand(both, TrainConfig(), run, str) == both
 
 
 def test_a_run_that_goes_on_needs_them_no_longer(run):
     _hold(run, "imagenet", epochs=1)
-    assert weights_at_hand("imagenet", TrainConfig(), run, _offline) == "imagenet"
+    assert weights_at_hand(["imagenet"], TrainConfig(), run, _offline) == ("imagenet",)
     with pytest.raises(ModelError):
-        weights_at_hand("imagenet", TrainConfig(overwrite=True), run, _offline)
+        weights_at_hand(["imagenet"], TrainConfig(overwrite=True), run, _offline)
 
 
-def test_the_quick_start_begins_from_random_weights_and_goes_on_so(run, capsys):
-    sample = TrainConfig(sample=True)
-    assert weights_at_hand("imagenet", sample, run, _offline) == "none"
+@pytest.mark.parametrize("held", ["none", ["none"]], ids=["detector", "classifier"])
+def test_the_quick_start_begins_from_random_weights_and_goes_on_so(held, run, capsys):
+    sample, both = TrainConfig(sample=True), ("centerface", "imagenet")
+    assert weights_at_hand(both, sample, run, _offline) == ("none",)
     assert "begins from random weights" in capsys.readouterr().out
-    _hold(run, "none")
+    _hold(run, held)
     # There is internet now, and it is the same run all the same.
-    assert weights_at_hand("imagenet", sample, run, str) == "none"
-    assert (
-        weights_at_hand("imagenet", TrainConfig(sample=True, overwrite=True), run, str)
-        == "imagenet"
-    )
+    assert weights_at_hand(both, sample, run, str) == ("none",)
+    assert weights_at_hand(both, TrainConfig(sample=True, overwrite=True), run, str) == both

@@ -35,9 +35,11 @@ def test_flags_of_the_ancestor_work():
 
 
 def test_a_run_begins_from_the_best_weights_that_its_backbone_has():
-    assert TrainConfig().first_weights() == "centerface"
-    assert TrainConfig(model_name="resnet50").first_weights() == "imagenet"
-    assert TrainConfig(weights="none").first_weights() == "none"
+    assert _parse([]).begins_from == ("centerface", "imagenet")
+    assert _parse(["--model-name", "resnet50"]).begins_from == ("imagenet",)
+    assert _parse(["--distill", "teacher.keras"]).begins_from == ("centerface",)
+    for weights in (["none"], ["a.onnx", "b.weights.h5"]):
+        assert _parse(["--weights", *weights]).begins_from == tuple(weights)
 
 
 def test_model_names_are_those_that_can_be_built():
@@ -61,6 +63,8 @@ def test_a_configuration_cannot_change():
         ({"folds": 1}, "--folds: expected 0 or at least 2"),
         ({"scheduler": "step"}, "--scheduler: expected one of plateau, cosine, got step"),
         ({"class_names": ("a", "a")}, "at least two different names"),
+        ({"weights": ()}, "--weights: expected one, or two for two models"),
+        ({"weights": ("none",) * 3}, "--weights: expected one, or two for two models"),
     ],
 )
 def test_bad_settings(settings: dict, expected: str):
@@ -71,33 +75,31 @@ def test_bad_settings(settings: dict, expected: str):
 def test_one_teacher_is_enough():
     with pytest.raises(ConfigError, match="--distill has its own teacher"):
         TrainConfig(distill=Path("teacher.keras"), self_distill=True)
-    with pytest.raises(ConfigError, match="--ensemble has its own teacher"):
-        TrainConfig(ensemble=True, self_distill=True)
+    for settings in ({"distill": Path("teacher.keras")}, {"self_distill": True}):
+        with pytest.raises(ConfigError, match="--weights of two models: the first teaches"):
+            TrainConfig(weights=("centerface", "imagenet"), **settings)
 
 
 @pytest.mark.parametrize(
     ("settings", "teacher", "model"),
     [
-        ({"ensemble": True}, "centerface", "imagenet"),
-        ({"ensemble": True, "weights": "a.weights.h5"}, "centerface", "a.weights.h5"),
-        ({"ensemble": True, "model_name": "resnet50"}, "imagenet", "imagenet"),
-        ({"ensemble": True, "weights": "none"}, "none", "none"),
-        ({"self_distill": True, "weights": "imagenet"}, "imagenet", "imagenet"),
+        ({}, "centerface", "imagenet"),
+        ({"weights": ("a.onnx", "b.weights.h5")}, "a.onnx", "b.weights.h5"),
+        ({"self_distill": True, "weights": ("imagenet",)}, "imagenet", "imagenet"),
         ({"self_distill": True}, "centerface", "centerface"),
     ],
 )
 def test_what_a_teacher_and_its_student_begin_from(settings: dict, teacher: str, model: str):
     config = TrainConfig(**settings)
     assert config.trains_teacher
-    assert config.first_weights() == model
+    assert config.begins_from[-1] == model
     first = config.of_teacher()
-    assert first.first_weights() == teacher
-    assert not first.ensemble and not first.self_distill and not first.trains_teacher
+    assert first.begins_from == (teacher,)
+    assert not first.is_ensemble and not first.trains_teacher
 
 
 def test_a_named_teacher_is_not_trained():
-    config = TrainConfig(ensemble=True, distill=Path("teacher.keras"))
-    assert not config.trains_teacher and config.first_weights() == "imagenet"
+    assert not TrainConfig(distill=Path("teacher.keras")).trains_teacher
 
 
 def test_unknown_settings_fail():

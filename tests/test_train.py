@@ -305,12 +305,11 @@ def test_a_model_that_teaches_itself_is_that_of_two_commands(
     assert seconds[0] > seconds[1]  # That of the teacher counts.
 
 
-def test_an_ensemble_keeps_its_teacher(
+def test_two_models_are_kept_as_one(
     trained: Path, sample_dir: Path, tmp_path: Path, monkeypatch, capsys
 ):
     """Stopped before the two are joined, it goes on, and a finished one is not joined again."""
-    teacher = str(trained / "checkpoints" / "best_model.keras")
-    arguments = _arguments(sample_dir, tmp_path, "--distill", teacher, "--ensemble")
+    arguments = _arguments(sample_dir, tmp_path, "--weights", "none", "none")
     with monkeypatch.context() as patch:
         patch.setattr(train, "join_models", _stop)
         assert train.main(arguments) == 130
@@ -326,33 +325,12 @@ def test_an_ensemble_keeps_its_teacher(
     assert tables[0] == tables[1]
     model, card = load_model(best)
     assert len(backbones(model)) == 2
-    assert card.training["teacher"] == load_model(Path(teacher))[1].training
     assert card.training["temperature"] and card.training["report"]["part"] == "test"
-
-
-def test_an_ensemble_trains_its_teacher(trained: Path, sample_dir: Path, tmp_path: Path, capsys):
-    """In one command it is what it is of a teacher that was there."""
-    both, named = tmp_path / "both", tmp_path / "named"
-    assert train.main(_arguments(sample_dir, both, "--ensemble")) == 0
-    assert "first the teacher" in capsys.readouterr().out
-    teacher = str(trained / "checkpoints" / "best_model.keras")
-    assert train.main(_arguments(sample_dir, named, "--ensemble", "--distill", teacher)) == 0
-    tables = [
-        np.genfromtxt(folder / "results" / "metrics" / "predictions.csv", delimiter=",")[1:, -3:]
-        for folder in (both, named)
-    ]
-    np.testing.assert_allclose(*tables, atol=1e-3)
-
-
-def test_an_ensemble_of_other_crops_is_refused(
-    trained: Path, sample_dir: Path, tmp_path: Path, capsys
-):
-    teacher = ("--distill", str(trained / "checkpoints" / "best_model.keras"), "--ensemble")
-    split = ("--split-file", str(trained / "results" / "metrics" / "split.json"))
-    other = (*teacher, *split, "--image-size", "48")
-    assert train.main(_arguments(sample_dir, tmp_path, *other)) == 2
-    assert "expected a teacher with image_size 48, got 38" in capsys.readouterr().err
-    assert not (tmp_path / "results" / "metrics" / "split.json").exists()
+    teacher = load_model(tmp_path / "checkpoints" / "teacher" / "best_model.keras")[1].training
+    assert card.training["teacher"] == teacher
+    # The first of them is what is trained from its weights alone.
+    alone = load_model(trained / "checkpoints" / "best_model.keras")[1].training
+    assert teacher["val_loss"] == pytest.approx(alone["val_loss"], abs=1e-3)
 
 
 def test_another_configuration_is_refused_before_its_teacher_is_trained(
