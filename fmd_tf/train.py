@@ -59,7 +59,7 @@ _CHUNK = 1024
 _PARTS = {"train": "train", "val": "validation", "test": "test"}
 _RESULTS = (
     *("split.json", "split-fold-*.json", "metrics.json", "predictions.csv", "config.json"),
-    *("evaluation.json", "training_history.*", "confusion_matrix.png", "reliability.png"),
+    *("evaluation.json", "training_history*.*", "confusion_matrix.png", "reliability.png"),
     *("mistakes.png", "gradcam.png"),
 )
 """What a training or a scoring leaves, and would be wrong beside the figures of another one."""
@@ -455,12 +455,17 @@ def _evaluate(config: TrainConfig, crops: Crops, split: Split, model: keras.Mode
     )
 
 
-def _write_history(config: TrainConfig, card: ModelCard, run: RunFolder) -> None:
-    """Write the training curves, with a mark at the epoch that the model is of."""
-    kept = (card.training["phase"], card.training["epoch"])
-    path = config.results_dir / "metrics" / "training_history.json"
-    write_text(path, json.dumps(run.history, indent=1))
-    save_figure(plot_history(run.history, kept), path.with_suffix(".png"))
+def _write_histories(config: TrainConfig, run: RunFolder) -> None:
+    """Write the training curves, its own teacher's too, with a mark at the epoch that was kept."""
+    runs = {"training_history": run}
+    if config.trains_teacher:
+        runs["training_history_teacher"] = run.teacher
+    for name, each in runs.items():
+        training = load_model(each.best_model)[1].training
+        path = config.results_dir / "metrics" / f"{name}.json"
+        write_text(path, json.dumps(each.history, indent=1))
+        figure = plot_history(each.history, (training["phase"], training["epoch"]))
+        save_figure(figure, path.with_suffix(".png"))
 
 
 def _seconds(config: TrainConfig, run: RunFolder) -> float:
@@ -490,7 +495,7 @@ def _train_once(config: TrainConfig, crops: Crops, training: _Training) -> tuple
     _train(config, crops, training, _cutter(config, crops))
     model, card = load_model(run.best_model)
     report = _evaluate(config, crops, split, model)
-    _write_history(config, card, run)
+    _write_histories(config, run)
     seconds = _seconds(config, run)
     card = _with_report(card, report, "test" if split.test else "validation", seconds)
     save_model(model, card, run.best_model)

@@ -326,6 +326,9 @@ def test_two_models_are_kept_as_one(
     model, card = load_model(best)
     assert len(backbones(model)) == 2
     assert card.training["temperature"] and card.training["report"]["part"] == "test"
+    curves = {path.name for path in predictions.parent.glob("training_history*")}
+    names = ("training_history", "training_history_teacher")
+    assert curves == {f"{name}.{suffix}" for name in names for suffix in ("json", "png")}
     teacher = load_model(tmp_path / "checkpoints" / "teacher" / "best_model.keras")[1].training
     assert card.training["teacher"] == teacher
     # The first of them is what is trained from its weights alone.
