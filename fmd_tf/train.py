@@ -462,9 +462,10 @@ def _write_histories(config: TrainConfig, run: RunFolder) -> None:
         runs["training_history_teacher"] = run.teacher
     for name, each in runs.items():
         training = load_model(each.best_model)[1].training
+        history = each.epochs(with_teacher=False)
         path = config.results_dir / "metrics" / f"{name}.json"
-        write_text(path, json.dumps(each.history, indent=1))
-        figure = plot_history(each.history, (training["phase"], training["epoch"]))
+        write_text(path, json.dumps(history, indent=1))
+        figure = plot_history(history, (training["phase"], training["epoch"]))
         save_figure(figure, path.with_suffix(".png"))
 
 
