@@ -265,8 +265,8 @@ def _train(
         print("Now the model, which learns the teacher's answers", flush=True)
     teaching = _teaching(teacher, config, split, cut) if teacher else None
     _train_one(config, crops, split, run, teaching)
-    if teacher and config.is_ensemble:
-        _join_once(teacher, run)
+    if config.is_ensemble:
+        _join_once(run)
         _calibrate_once(config, crops.select(split.train), crops.select(split.val), run)
 
 
@@ -342,11 +342,11 @@ def _calibrate_once(config: TrainConfig, train: Crops, val: Crops, run: RunFolde
     )
 
 
-def _join_once(teacher: Path, run: RunFolder) -> None:
+def _join_once(run: RunFolder) -> None:
     """Make the best model an ensemble with its teacher, unless an earlier call has."""
     model, card = load_model(run.best_model)
     if "teacher" not in card.training:
-        save_model(*join_models(load_model(teacher), (model, card)), run.best_model)
+        save_model(*join_models(load_model(run.teacher.best_model), (model, card)), run.best_model)
 
 
 def _build(config: TrainConfig, all_views: bool = True) -> keras.Model:
@@ -455,18 +455,13 @@ def _evaluate(config: TrainConfig, crops: Crops, split: Split, model: keras.Mode
     )
 
 
-def _write_histories(config: TrainConfig, run: RunFolder) -> None:
-    """Write the training curves, its own teacher's too, with a mark at the epoch that was kept."""
-    runs = {"training_history": run}
-    if config.trains_teacher:
-        runs["training_history_teacher"] = run.teacher
-    for name, each in runs.items():
-        training = load_model(each.best_model)[1].training
-        history = each.epochs(with_teacher=False)
-        path = config.results_dir / "metrics" / f"{name}.json"
-        write_text(path, json.dumps(history, indent=1))
-        figure = plot_history(history, (training["phase"], training["epoch"]))
-        save_figure(figure, path.with_suffix(".png"))
+def _write_history(config: TrainConfig, card: ModelCard, run: RunFolder, name: str) -> None:
+    """Write the training curves, with a mark at the epoch that the model is of."""
+    history = run.epochs(with_teacher=False)
+    path = config.results_dir / "metrics" / f"{name}.json"
+    write_text(path, json.dumps(history, indent=1))
+    figure = plot_history(history, (card.training["phase"], card.training["epoch"]))
+    save_figure(figure, path.with_suffix(".png"))
 
 
 def _seconds(config: TrainConfig, run: RunFolder) -> float:
@@ -496,7 +491,10 @@ def _train_once(config: TrainConfig, crops: Crops, training: _Training) -> tuple
     _train(config, crops, training, _cutter(config, crops))
     model, card = load_model(run.best_model)
     report = _evaluate(config, crops, split, model)
-    _write_histories(config, run)
+    _write_history(config, card, run, "training_history")
+    if config.trains_teacher:
+        of_teacher = load_model(run.teacher.best_model)[1]
+        _write_history(config, of_teacher, run.teacher, "training_history_teacher")
     seconds = _seconds(config, run)
     card = _with_report(card, report, "test" if split.test else "validation", seconds)
     save_model(model, card, run.best_model)

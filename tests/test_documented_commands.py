@@ -128,7 +128,7 @@ def _write_models(folder: Path) -> None:
     """Write what trainings of both kinds leave, with models that have learnt nothing."""
     card = replace(
         CARD,
-        # As those of the student which it teaches, and of the one which it is joined with.
+        # As those of the student which it teaches.
         padding=TrainConfig().padding,
         image_size=38,
         multi_view=True,

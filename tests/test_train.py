@@ -316,7 +316,7 @@ def test_two_models_are_kept_as_one(
     best = tmp_path / "checkpoints" / "best_model.keras"
     assert len(backbones(load_model(best)[0])) == 1
     predictions = tmp_path / "results" / "metrics" / "predictions.csv"
-    capsys.readouterr()
+    assert "first the teacher" in capsys.readouterr().out
     tables = []
     for _ in range(2):
         assert train.main(arguments) == 0
