@@ -37,8 +37,8 @@ card's JSON file says by how much.
 
 _KAGGLE = """\
 Kaggle's `andrewmvd/face-mask-detection`, the project's reference data (CC0 there), was gathered
-from the web: nothing is known of age, sex, skin or origin of the people in it, two of them make
-up 6 % of the faces, and no figure by any such group can be given. Measure on your own people
+from the web: nothing is known of age, sex, skin or origin of the people in it, two of them are on
+184 of its 853 photos, and no figure by any such group can be given. Measure on your own people
 before you rely on it.
 """
 
@@ -156,7 +156,7 @@ def _figures(card: ModelCard) -> list[str]:
         lines.append(f"| {each['pixels']} | {each['num_faces']} | {_row(each, ['accuracy'])} |")
     lines += _colors(report, card.class_names)
     seconds = report.get("seconds")
-    cost = f"Training took {seconds / 60:.0f} minutes." if seconds else ""
+    cost = f"Its epochs took {seconds / 60:.0f} minutes." if seconds else ""
     return [*lines, "", f"{cost} Energy was not measured.".strip(), ""]
 
 

@@ -24,7 +24,7 @@ def test_the_card_tells_the_models_own_figures():
     # Two of three answers `mask` are right; one of two faces without is found.
     assert "| `mask` | 2 | 0.667 | 1.000 |" in text
     assert "| `none` | 2 | 1.000 | 0.500 |" in text
-    assert "Training took 10 minutes." in text
+    assert "Its epochs took 10 minutes." in text
     assert "Faces are found by" not in text
 
 
