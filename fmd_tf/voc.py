@@ -7,6 +7,7 @@ a folder are reported at once.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import warnings
@@ -30,6 +31,7 @@ OTHER_SUFFIXES = (".gif", ".jpe", ".jfif", ".tif", ".tiff", ".heic", ".heif", ".
 _FORMATS = ("BMP", "JPEG", "MPO", "PNG", "WEBP")
 MAX_PIXELS = 100_000_000
 _ORIENTATION_TAG = 0x0112
+_PNG_SIGNATURE, _CRC_BYTES = b"\x89PNG\r\n\x1a\n", 4
 
 
 @dataclass(frozen=True)
@@ -401,7 +403,11 @@ class _Reader(_XmlReader):
         if photo.suffix.lower() not in PHOTO_SUFFIXES:
             self._fail(f"expected a photo of {', '.join(PHOTO_SUFFIXES)}, got {name!r}", element)
             return None
-        if not photo.is_file():
+        try:
+            exists = photo.is_file()
+        except OSError:  # The name is too long.
+            exists = False
+        if not exists:
             self._fail(f"expected the photo images/{name}, which does not exist", element)
             return None
         return photo
@@ -445,7 +451,10 @@ def misread_kind(image: ImageFile.ImageFile) -> str | None:
         if image.mode not in ("L", "RGB", "RGBA"):
             return "BMP with a palette"
         if not _has_usual_header(image):
-            return "BMP that is compressed, of 16 bits a pixel, or with an old header"
+            return (
+                "BMP that is compressed, of 16 bits a pixel, with an old header, or with bytes "
+                "after its pixels"
+            )
     if image.format == "WEBP" and (image.mode == "RGBA" or getattr(image, "n_frames", 1) > 1):
         return "WebP with transparency or many frames"
     return None
@@ -454,17 +463,32 @@ def misread_kind(image: ImageFile.ImageFile) -> str | None:
 def _has_usual_header(image: ImageFile.ImageFile) -> bool:
     """Tell whether a BMP begins as Windows 3 wrote it, or later ones, with 8, 24 or 32 bits.
 
-    They are plain, or where masks say what is red, green and blue, in the usual order.
+    They are plain, or where masks say what is red, green and blue, in the usual order; and they
+    end with their pixels.
     """
     assert image.fp is not None, "it is not loaded yet"
     image.fp.seek(0)
     header = image.fp.read(66)
-    size, bits, compression, *masks = (
+    begin, size, bits, compression, *masks = (
         int.from_bytes(header[start:end], "little")
-        for start, end in ((14, 18), (28, 30), (30, 34), (54, 58), (58, 62), (62, 66))
+        for start, end in ((10, 14), (14, 18), (28, 30), (30, 34), (54, 58), (58, 62), (62, 66))
     )
     plain = compression == 0 or (compression == 3 and masks == [0xFF0000, 0xFF00, 0xFF])
-    return size >= 40 and bits in (8, 24, 32) and plain
+    num_bytes = begin + (bits * image.width + 31) // 32 * 4 * image.height
+    ends = image.fp.seek(0, os.SEEK_END) <= num_bytes
+    return size >= 40 and bits in (8, 24, 32) and plain and ends
+
+
+def _is_cut_off(photo: Path) -> bool:
+    """Tell whether a PNG ends before its last chunk does: Pillow takes it, TensorFlow does not."""
+    with photo.open("rb") as file:
+        num_bytes = file.seek(0, os.SEEK_END)
+        file.seek(len(_PNG_SIGNATURE))
+        while len(head := file.read(8)) == 8:
+            end = file.seek(int.from_bytes(head[:4]) + _CRC_BYTES, os.SEEK_CUR)
+            if head[4:] == b"IEND":
+                return end > num_bytes
+    return True
 
 
 def _decoded_size(photo: Path) -> tuple[int, int]:
@@ -483,6 +507,8 @@ def _decoded_size(photo: Path) -> tuple[int, int]:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS}")
         image.load()
+        if image.format == "PNG" and _is_cut_off(photo):
+            raise ValueError("a PNG that is cut off at its end")
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     if orientation not in (0, 1):
         raise ValueError(

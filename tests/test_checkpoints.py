@@ -71,6 +71,25 @@ def test_overwrite_discards_the_old_run_and_nothing_else(tmp_path: Path):
     assert sorted(path.name for path in run.path.iterdir()) == ["notes.txt", "run.json"]
 
 
+@pytest.mark.parametrize(
+    ("settings", "is_its_own"),
+    [
+        ({"weights": ["centerface", "imagenet"]}, True),
+        ({"weights": ["none"], "self_distill": True}, True),
+        ({"weights": ["none"]}, False),
+    ],
+)
+def test_overwrite_discards_the_teacher_that_was_trained_with_it(
+    tmp_path: Path, settings: dict, is_its_own: bool
+):
+    run = _open(tmp_path / "run", **settings)
+    teacher = _open(run.teacher.path)
+    (teacher.path / "state-head-000").mkdir()
+    teacher.best_model.write_text("old")
+    _open(tmp_path / "run", overwrite=True, weights=["none"])
+    assert teacher.has_state() == teacher.best_model.exists() == (not is_its_own)
+
+
 class _Model:
     """Stands for a Keras model in callbacks that are driven by hand."""
 

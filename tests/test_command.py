@@ -4,13 +4,18 @@ from pathlib import Path
 import pytest
 
 from fmd_tf.checkpoints import RunFolder
-from fmd_tf.command import weights_at_hand
+from fmd_tf.command import locked_folders, weights_at_hand
 from fmd_tf.config import TrainConfig
-from fmd_tf.errors import ModelError
+from fmd_tf.errors import DownloadError, ModelError
+from fmd_tf.publish import PublishError
 
 
 def _offline(weights: str) -> None:
-    raise ModelError(f"no {weights}")
+    raise (DownloadError if weights in ("imagenet", "centerface") else ModelError)(f"no {weights}")
+
+
+def _unfit(weights: str) -> None:
+    raise ModelError(f"{weights} is for mobilenet alone")
 
 
 @pytest.fixture
@@ -34,6 +39,17 @@ def test_weights_that_cannot_be_had_end_a_run_before_it_begins(run):
             weights_at_hand([weights], TrainConfig(sample=is_sample), run, _offline)
     both = ("centerface", "imagenet")
     assert weights_at_hand(both, TrainConfig(), run, str) == both
+    with pytest.raises(ModelError, match="mobilenet alone"):
+        weights_at_hand(["centerface"], TrainConfig(sample=True), run, _unfit)
+
+
+def test_one_folder_may_be_both(tmp_path: Path):
+    with (
+        locked_folders(tmp_path / "a", tmp_path / "b" / ".." / "a"),
+        pytest.raises(PublishError, match="another run writes to"),
+        locked_folders(tmp_path / "b", tmp_path / "a"),
+    ):
+        pass
 
 
 def test_a_run_that_goes_on_needs_them_no_longer(run):
@@ -51,4 +67,6 @@ def test_the_quick_start_begins_from_random_weights_and_goes_on_so(held, run, ca
     _hold(run, held)
     # There is internet now, and it is the same run all the same.
     assert weights_at_hand(both, sample, run, str) == ("none",)
+    assert "from random weights; --overwrite begins anew" in capsys.readouterr().out
+    assert weights_at_hand(["my.weights.h5"], sample, run, str) == ("my.weights.h5",)
     assert weights_at_hand(both, TrainConfig(sample=True, overwrite=True), run, str) == both

@@ -159,3 +159,15 @@ def test_bad_data_is_not_prepared(voc_dir: Path, tmp_path: Path):
     with pytest.raises(AnnotationError):
         load_photos(voc_dir, tfds_dir=tmp_path / "tfds")
     assert not (tmp_path / "tfds").exists()
+
+
+def test_a_photo_that_tensorflow_alone_refuses_is_named(voc_dir: Path, tmp_path: Path):
+    """Pillow does not look at the checksums of pixels."""
+    path = voc_dir / "images" / "good.png"
+    data = bytearray(path.read_bytes())
+    chunk = data.index(b"IDAT")
+    end = chunk + 4 + int.from_bytes(data[chunk - 4 : chunk])
+    data[end] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(AnnotationError, match=r"good\.png: expected a photo, got: .*PNG"):
+        load_photos(voc_dir, tfds_dir=tmp_path / "tfds")

@@ -29,6 +29,7 @@ RECIPE = Recipe(
     balance=0.5,
     scheduler="plateau",
     ema=0.9,
+    learns_batch_norm=False,
     patience=6,
     seed=0,
 )
@@ -61,7 +62,11 @@ class _KilledRun(RunFolder):
 
 
 def _train(
-    path: Path, weights: str, killed_after: int = 0, teaching: Teaching | None = None
+    path: Path,
+    weights: str,
+    killed_after: int = 0,
+    teaching: Teaching | None = None,
+    recipe: Recipe = RECIPE,
 ) -> tuple[list[dict], list, keras.Model]:
     run = _KilledRun(path)
     run.left = killed_after
@@ -73,7 +78,7 @@ def _train(
         model,
         _crops(24, 0),
         _crops(9, 1),
-        RECIPE,
+        recipe,
         run,
         lambda phase, epoch, logs: best.append((phase, epoch)),
         teaching,
@@ -115,6 +120,14 @@ def test_a_run_killed_after_every_epoch_ends_like_an_undisturbed_one(
     again, best, _ = _train(tmp_path, weights)
     assert again == finished[0]
     assert best == []
+
+
+def test_batch_norm_of_pretrained_weights_stays_without_a_head_phase_too(weights, tmp_path):
+    recipe = replace(RECIPE, head_epochs=0, epochs=1)
+    model = _train(tmp_path, weights, recipe=recipe)[2]
+    names = [variable.name for variable in model.trainable_variables]
+    assert "kernel" in names
+    assert not {"gamma", "beta"} & {*names}
 
 
 def test_macro_f1_chooses_where_it_does_not_jump():

@@ -1,4 +1,5 @@
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +38,18 @@ def test_an_existing_sample_is_kept(tmp_path: Path):
 
 
 def test_an_interrupted_sample_is_drawn_anew(tmp_path: Path):
-    (tmp_path / ".a.partial" / "images").mkdir(parents=True)
-    (tmp_path / ".a.partial" / "images" / "left.png").touch()
+    (tmp_path / ".partial-a-0123abcd" / "images").mkdir(parents=True)
+    (tmp_path / ".partial-a-0123abcd" / "images" / "left.png").touch()
     folder = write_sample(tmp_path / "a", num_photos=1)
     assert [path.name for path in (folder / "images").iterdir()] == ["sample0.png"]
+
+
+def test_two_commands_may_draw_it_at_once(tmp_path: Path):
+    with ThreadPoolExecutor(4) as pool:
+        folders = list(pool.map(lambda _: write_sample(tmp_path / "a", num_photos=5), range(4)))
+    assert {*folders} == {tmp_path / "a"}
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert len(list((tmp_path / "a" / "images").iterdir())) == 5
 
 
 def test_faces_differ_from_their_background():

@@ -117,7 +117,10 @@ def test_evaluation_of_the_saved_model_gives_the_same_figures(trained: Path, sam
 
 
 def test_a_finished_run_is_scored_again_without_training(trained: Path, sample_dir, capsys):
+    best = trained / "checkpoints" / "best_model.keras"
+    before = best.read_bytes()
     assert train.main(_arguments(sample_dir, trained)) == 0
+    assert best.read_bytes() == before  # A student of it that is at work knows it by its bytes.
     assert "Epoch" not in capsys.readouterr().out
     assert [path.name for path in (trained / "savedmodel").iterdir()] == ["1"]
 
@@ -365,14 +368,16 @@ def test_ctrl_c_says_how_a_run_that_was_begun_anew_goes_on(
         assert said in capsys.readouterr().err
 
 
-def test_too_little_room_is_said_before_training(
-    sample_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+def test_too_little_room_is_said_before_anything_is_lost(
+    trained: Path, sample_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
     monkeypatch.setattr(
         checkpoints.shutil, "disk_usage", lambda folder: SimpleNamespace(free=500_000)
     )
-    assert train.main(_arguments(sample_dir, tmp_path)) == 2
+    before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+    assert train.main(_arguments(sample_dir, trained, "--overwrite")) == 2
     assert "has 0 MB free and the run needs 1 MB" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
 
 
 def test_mirrored_strategy_on_two_logical_devices(sample_dir: Path, tmp_path: Path):

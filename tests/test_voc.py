@@ -36,6 +36,11 @@ def _photo(change: Callable[[Path], object]) -> Callable[[Path], None]:
     return spoil
 
 
+def _cut_end(num_bytes: int) -> Callable[[Path], object]:
+    """Cut off what Pillow does not miss: of the last chunk, which has 12 bytes, or all of it."""
+    return lambda photo: photo.write_bytes(photo.read_bytes()[:-num_bytes])
+
+
 def _truncate(photo: Path) -> None:
     photo.write_bytes(photo.read_bytes()[:-60])
 
@@ -90,6 +95,12 @@ BAD_INPUT = {
     "photo is text": (_photo(lambda p: p.write_text("hi")), "expected a whole photo, got: not an"),
     "photo empty": (_photo(lambda p: p.write_bytes(b"")), "expected a whole photo, got: not an"),
     "photo truncated": (_photo(_truncate), "expected a whole photo, got:"),
+    "photo without its last byte": (_photo(_cut_end(1)), "a PNG that is cut off at its end"),
+    "photo without its last chunk": (_photo(_cut_end(12)), "a PNG that is cut off at its end"),
+    "photo with a very long name": (
+        _xml(voc_xml(f"{'x' * 300}.png")),
+        "expected the photo images/x",
+    ),
     "photo turned": (_photo(_turn), "an EXIF orientation of 6"),
     "leaves the folder": (_xml(voc_xml("../good.png")), "expected <filename> inside images/"),
     "windows path": (_xml(voc_xml("C:\\x\\bad.png")), "expected <filename> inside images/"),
@@ -202,6 +213,17 @@ def test_a_bmp_with_a_palette_is_a_problem(voc_dir: Path):
     photo = Image.new("RGB", (40, 30), (200, 100, 50)).quantize(2)
     photo.save(voc_dir / "images" / "good.png", format="BMP")
     with pytest.raises(AnnotationError, match="a BMP with a palette; store it as PNG"):
+        read_folder(voc_dir)
+
+
+def test_bytes_after_a_png_do_no_harm_and_after_a_bmp_are_a_problem(voc_dir: Path):
+    path = voc_dir / "images" / "good.png"
+    path.write_bytes(path.read_bytes() + b"more")
+    assert len(read_folder(voc_dir).annotations) == 1
+    Image.new("RGB", (40, 30)).save(path, format="BMP")
+    assert len(read_folder(voc_dir).annotations) == 1
+    path.write_bytes(path.read_bytes() + bytes(2))
+    with pytest.raises(AnnotationError, match="or with bytes after its pixels; store it as PNG"):
         read_folder(voc_dir)
 
 

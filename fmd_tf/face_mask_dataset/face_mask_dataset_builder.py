@@ -26,7 +26,7 @@ from tensorflow_datasets.core.shuffle import HKEY_SIZE
 from fmd_tf import CLASS_NAMES
 from fmd_tf.publish import PublishError
 from fmd_tf.splits import MAX_DISTANCE, group_photos, series_sizes
-from fmd_tf.voc import Annotation, Folder, read_folder
+from fmd_tf.voc import Annotation, AnnotationError, Folder, Problem, read_folder
 
 _KAGGLE = "https://www.kaggle.com/datasets/andrewmvd/face-mask-detection"
 
@@ -105,9 +105,21 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def _photo(path: Path) -> str | np.ndarray:
-    """Keep files as they are, but WebP, which TFDS decodes as an animation."""
+    """Keep files as they are, but WebP, which TFDS decodes as an animation.
+
+    Raises:
+        AnnotationError: Pillow has read the photo, and TensorFlow cannot.
+    """
     with Image.open(path) as image:  # By content: many a file named .jpg is WebP.
-        return np.asarray(image.convert("RGB")) if image.format == "WEBP" else str(path)
+        if image.format == "WEBP":
+            return np.asarray(image.convert("RGB"))
+    try:
+        tf.io.decode_image(path.read_bytes(), channels=3, expand_animations=False)
+    except tf.errors.OpError as error:
+        reason = error.message.rpartition("}}")[2].strip()[:200]
+        problem = Problem(path, None, f"expected a photo, got: {reason}; store it as PNG anew")
+        raise AnnotationError([problem]) from error
+    return str(path)
 
 
 def load_photos(
@@ -134,7 +146,7 @@ def load_photos(
         The examples in the order of the photos, decoded; and the folder as it was read.
 
     Raises:
-        AnnotationError: See `voc.read_folder`.
+        AnnotationError: See `voc.read_folder`; or TensorFlow cannot decode a photo.
     """
     folder = read_folder(data_dir, class_names, skip_invalid)
     name = f"voc_{_fingerprint(folder, group_distance)}"
