@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 import numpy as np
 import tensorflow as tf
@@ -402,7 +403,9 @@ def _client(url: str, batch_size: int) -> Client:
         return Client(url, batch_size=batch_size)
     parts = match.groupdict()
     version = int(parts["version"]) if parts["version"] else None
-    return Client(parts["url"], parts["model_name"], version, parts["label"], batch_size=batch_size)
+    # The client quotes them again.
+    name, label = unquote(parts["model_name"]), parts["label"] and unquote(parts["label"])
+    return Client(parts["url"], name, version, label, batch_size=batch_size)
 
 
 def _of_photo(error: ServingError) -> ValueError:

@@ -117,7 +117,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     _add_crops(parser)
     add = parser.add_argument
     add("--model-name", choices=MODEL_NAMES, default="mobilenet", help="backbone")
-    add("--steps", type=at_least(1), default=10, help="steps of a turn")
+    # A step's time is that between the ends of two.
+    add("--steps", type=at_least(2), default=10, help="steps of a turn")
     add("--weights", nargs="+", help="what a run begins from, as train takes it")
     add(
         "--peer-epochs",

@@ -31,6 +31,8 @@ from PIL import Image
 from fmd_tf.errors import UserError
 
 _RETRIED = (429, 503)
+# What a path may hold as it is (RFC 3986), and what is quoted already.
+_UNQUOTED = "/%:@!$&'()*+,;="
 
 
 class ServingError(UserError):
@@ -64,7 +66,8 @@ class Client:
     """A client of one model; its methods may be called from several threads.
 
     Args:
-        url: Where the server is, such as "http://127.0.0.1:8501".
+        url: Where the server is, such as "http://127.0.0.1:8501", or "https://host/path" behind a
+            proxy. What its path must not hold as it is, such as a space, is quoted.
         model_name: Name of the model; default "face_mask".
         version: Version to ask; None asks the newest.
         label: Version label to ask, instead of a number.
@@ -75,7 +78,8 @@ class Client:
         batch_size: Faces a request; default 32.
 
     Raises:
-        ServingError: The URL is none, or both `version` and `label` are given.
+        ServingError: The URL is none or holds a user's name, or both `version` and `label` are
+            given.
     """
 
     def __init__(
@@ -91,16 +95,24 @@ class Client:
     ) -> None:
         try:
             self._url = urlsplit(url)
-            usable = self._url.scheme in ("http", "https") and self._url.hostname
+            host = self._url.hostname or ""
+            usable = self._url.scheme in ("http", "https") and host and " " not in host
             _ = self._url.port  # It raises where that is no port.
-            (self._url.hostname or "").encode("idna")  # As it does where that is no host.
+            host.encode("idna")  # As it does where that is no host.
+            prefix = quote(self._url.path, safe=_UNQUOTED)  # Or no text.
         except ValueError:
             usable = False
+        if "@" in url and (not usable or self._url.username is not None):
+            # It may hold a password, which is not for a screen or a log.
+            raise ServingError(
+                "expected a URL such as http://127.0.0.1:8501, got one with a user name or "
+                "password; leave them out, as they would not be sent"
+            )
         if not usable:
             raise ServingError(f"expected a URL such as http://127.0.0.1:8501, got {url!r}")
         if version is not None and label is not None:
             raise ServingError("expected a version or a label, got both")
-        self._path = _model_path(self._url.path, model_name, version, label)
+        self._path = _model_path(prefix, model_name, version, label)
         self._timeout = timeout
         self._retries = retries
         self._backoff = backoff
@@ -268,7 +280,7 @@ class Client:
         for attempt in range(self._retries + 1):
             last = attempt == self._retries
             try:
-                status, text = self._send(method, path, data)
+                status, text = self._send_anew(method, path, data)
             except (OSError, http.client.HTTPException) as error:
                 if last:
                     raise self._unreachable(error) from error
@@ -307,10 +319,13 @@ class Client:
             raise
 
     def _send_anew(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
-        """Send over a new connection where the server has closed the idle one."""
+        """Send once, and again over a new connection where the server has closed the idle one."""
+        idle = self._connect().sock is not None
         try:
             return self._send(method, path, body)
         except (ConnectionError, http.client.HTTPException):
+            if not idle:
+                raise
             return self._send(method, path, body)
 
     def _connect(self) -> http.client.HTTPConnection:

@@ -39,6 +39,7 @@ from fmd_tf.detector_metrics import (
     summarize,
 )
 from fmd_tf.errors import command_line
+from fmd_tf.evaluate import write_problems
 from fmd_tf.freezing import fold_batch_norm
 from fmd_tf.input_pipeline import decode_photo
 from fmd_tf.memory import keep_memory
@@ -57,6 +58,8 @@ from fmd_tf.voc import Annotation, read_folder
 
 Labeller = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
+REPORT_FILES = ("detector.json", "precision_recall.png")
+"""What `write_report` leaves, and would be wrong beside the split of another training."""
 END_TO_END_OVERLAP = 0.3
 LOWEST_SCORE = 0.05
 
@@ -105,7 +108,7 @@ def evaluate(
     Args:
         detector: File of the trained detector.
         data_dir: VOC folder.
-        results_dir: `write_report` writes to its folder `metrics`.
+        results_dir: `write_report` and `evaluate.write_problems` write to its folder `metrics`.
         split_file: A run's split; needed for any `split` but "all".
         split: Which part to score.
         model: Classifier that labels the found faces; None scores boxes only.
@@ -134,6 +137,7 @@ def evaluate(
         labeller = classifier_labeller(classifier, model_card)
     detectors = {"trained": trained_contender(network, card), **load_peer(peer)}
     folder = read_folder(data_dir, class_names, skip_invalid)
+    write_problems(folder, results_dir)
     photos = list(folder.annotations)
     groups = group_photos(photos, group_distance)
     if split != "all" and split_file:
@@ -314,9 +318,9 @@ def write_report(folder: Path, settings: Mapping[str, Any], figures: Mapping[str
         settings: What the figures are of; values that are no JSON are written as text.
         figures: What `report` returned.
     """
-    content = {"settings": settings, **figures}
-    write_text(folder / "detector.json", json.dumps(content, indent=2, default=str))
-    save_figure(plot_precision_recall(_detectors(figures)), folder / "precision_recall.png")
+    table, plot = (folder / name for name in REPORT_FILES)
+    write_text(table, json.dumps({"settings": settings, **figures}, indent=2, default=str))
+    save_figure(plot_precision_recall(_detectors(figures)), plot)
     print(format_report(figures))
 
 

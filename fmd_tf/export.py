@@ -63,7 +63,7 @@ from fmd_tf.freezing import fold_batch_norm, freeze
 from fmd_tf.input_pipeline import Crops, crop_faces, crop_windows, decode_photo, decode_upright
 from fmd_tf.model import ModelCard, load_model
 from fmd_tf.model_card import write_cards
-from fmd_tf.publish import publishing, versions
+from fmd_tf.publish import publishing, require_free, versions
 from fmd_tf.splits import MAX_DISTANCE
 
 Outputs = dict[str, tf.Tensor]
@@ -72,6 +72,8 @@ Detector = tuple[keras.Model, DetectorCard]
 
 MAX_PIXELS = 50_000_000
 MAX_BATCH = 1024
+# Of a JPEG. Encoders write ten for a progressive one.
+MAX_SCANS = 100
 # Measured with ResNet50 at 112 px on two cores: waiting for a fuller batch (1 or 5 ms) costs a lone
 # client that time and gains nothing at 16 clients; one thread or four are no better than two.
 # All sizes are allowed, so that no batch is padded.
@@ -88,8 +90,9 @@ class ExportError(UserError):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the process' exit code."""
     options = _parse(argv)
+    # Before minutes are spent on reading faces.
+    require_free(_target(options), options.overwrite)
     if options.format != SAVED_MODEL:
-        # Before minutes are spent on reading faces.
         require_format(options.format, has_detector=options.detector is not None)
     model, card = load_model(options.model)
     if options.format == SAVED_MODEL:
@@ -120,7 +123,16 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--detector-size needs --detector")
     if options.split_file and not options.data_dir:
         parser.error("--split-file needs --data-dir")
+    name = "savedmodel/face_mask" if options.format == SAVED_MODEL else f"exports/{options.format}"
+    options.output = options.output or Path(name)
     return options
+
+
+def _target(options: argparse.Namespace) -> Path:
+    """Return the folder that is to appear."""
+    if options.format != SAVED_MODEL:
+        return options.output
+    return options.output / str(options.version or _next_version(options.output))
 
 
 def _detector(options: argparse.Namespace) -> Detector | None:
@@ -135,12 +147,13 @@ def _load_crops(card: ModelCard, options: argparse.Namespace) -> Crops:
 
 def _export_saved_model(model: keras.Model, card: ModelCard, options: argparse.Namespace) -> None:
     detector = _detector(options)
-    output = options.output or Path("savedmodel/face_mask")
     test = None
     if options.data_dir:
         crops = _load_crops(card, options)
         test = select_part(crops, card, options.split_file, "test")
-    path = export_saved_model(model, card, output, options.version, options.overwrite, detector)
+    path = export_saved_model(
+        model, card, options.output, options.version, options.overwrite, detector
+    )
     print(f"SavedModel: {path}")
     if test is not None:
         _compare(model, load_saved_model(path), test, options)
@@ -149,7 +162,7 @@ def _export_saved_model(model: keras.Model, card: ModelCard, options: argparse.N
 def _export_format(model: keras.Model, card: ModelCard, options: argparse.Namespace) -> None:
     """Write another format, load it again, and compare it with the model."""
     detector = _detector(options)
-    output = options.output or Path("exports") / options.format
+    output = options.output
     train = test = None
     if options.data_dir:
         crops = _load_crops(card, options)
@@ -521,6 +534,8 @@ def _encoded_size(image_bytes: tf.Tensor) -> tf.Tensor:
         with tf.control_dependencies([tf.debugging.Assert(False, [message])]):
             return tf.zeros([2], tf.float64)
 
+    # The decoder also takes what has no chunk's name, and a size elsewhere.
+    has_chunk = starts(b"VP8 ", 12) | starts(b"VP8L", 12) | starts(b"VP8X", 12)
     readers = [
         (starts(b"\xff\xd8\xff"), lambda: _jpeg_size(image_bytes)),
         (
@@ -528,7 +543,7 @@ def _encoded_size(image_bytes: tf.Tensor) -> tf.Tensor:
             lambda: _number(header, [[23, 22, 21, 20], [19, 18, 17, 16]]),
         ),
         (starts(b"BM"), lambda: _bmp_size(image_bytes, header)),
-        (starts(b"RIFF") & starts(b"WEBP", 8), lambda: _webp_size(header, starts)),
+        (starts(b"RIFF") & starts(b"WEBP", 8) & has_chunk, lambda: _webp_size(header, starts)),
     ]
     return tf.case(readers, default=unknown)
 
@@ -540,7 +555,17 @@ def _number(header: tf.Tensor, offsets: Sequence[Sequence[int]]) -> tf.Tensor:
 
 
 def _jpeg_size(image_bytes: tf.Tensor) -> tf.Tensor:
-    return tf.cast(tf.image.extract_jpeg_shape(image_bytes)[:2], tf.float64)
+    """Refuse thousands of scans too: each takes a few bytes, and a pass over all pixels.
+
+    A scan begins with FF DA and a length of at most 14 (ITU T.81, B.2.3). Other bytes hardly ever
+    look so, be they of a thumbnail or of a film after the photo.
+    """
+    data = tf.io.decode_raw(image_bytes, tf.uint8)
+    begins = (data[:-3] == 0xFF) & (data[1:-2] == 0xDA) & (data[2:-1] == 0) & (data[3:] <= 14)
+    scans = tf.reduce_sum(tf.cast(begins, tf.int32))
+    message = f"expected a JPEG of at most {MAX_SCANS} scans, got"
+    with tf.control_dependencies([tf.debugging.Assert(scans <= MAX_SCANS, [message, scans])]):
+        return tf.cast(tf.image.extract_jpeg_shape(image_bytes)[:2], tf.float64)
 
 
 def _bmp_size(image_bytes: tf.Tensor, header: tf.Tensor) -> tf.Tensor:

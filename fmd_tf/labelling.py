@@ -49,6 +49,10 @@ class Labeller:
     def _load(
         self, detector: str, threshold: float | None, image_size: int | None
     ) -> FaceDetector | None:
+        if image_size and detector != "trained":
+            raise DetectorError(
+                f"--detector-size: --detector {detector} has no such setting; leave it out"
+            )
         if image_size and self.detector_file is None:
             raise DetectorError(
                 "--detector-size is for a trained detector's file; export with it, or give the "

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from fmd_tf.errors import UserError
-from fmd_tf.exif import read_orientation
+from fmd_tf.exif import read_orientation, turn_upright
 from fmd_tf.input_pipeline import decode_upright
 from fmd_tf.voc import MAX_PIXELS, OTHER_SUFFIXES, PHOTO_SUFFIXES, misread_kind
 
@@ -147,9 +147,11 @@ def _check_header(path: Path) -> tuple[str, bool]:
 def _decode_by_pillow(data: bytes) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
+            pixels = np.asarray(image.convert("RGB"))
+    except Exception as error:  # As in `_check_header`.
         raise PhotoError(f"damaged or cut off ({error})") from error
+    # Not by Pillow, which fails where another tag is damaged.
+    return np.asarray(turn_upright(pixels, _orientation(data)))
 
 
 def _reason(error: tf.errors.OpError) -> str:

@@ -18,18 +18,19 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from fmd_tf.arguments import add_detector_size, at_least, fraction, make_parser
 from fmd_tf.backends import load_backend
 from fmd_tf.checkpoints import BEST_MODEL
-from fmd_tf.detect import DETECTOR_NAMES
+from fmd_tf.detect import DETECTOR_NAMES, FaceDetector, load_face_detector
 from fmd_tf.devices import faster_graphs
 from fmd_tf.draw import draw_faces, save_picture
 from fmd_tf.errors import UserError, command_line
@@ -115,7 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--face-threshold",
         type=fraction,
-        help="least score of a face; default: the detector's, and an export's own is the lowest",
+        help="least score of a face; default: the detector's own, the lowest that an export takes",
     )
     add("--batch-size", type=at_least(1), default=32, help="faces that are classified at a time")
     add(
@@ -197,12 +198,15 @@ def predict(
             "face_threshold": face_threshold,
             "pictures": str(save_viz) if save_viz else None,
         }
-        with _Results(output, settings, source) as results:
+        # The video first: if another run writes it, no JSON file is replaced.
+        with (
+            _video_file(source, save_viz) as annotated,
+            _Results(output, settings, source) as results,
+        ):
             if isinstance(source, VideoSource):
                 tracker = Tracker(confidence_threshold)
-                path = _video_path(source, save_viz)
                 with faster_graphs():
-                    _label_video(source, label, tracker, path, window, results, label_every)
+                    _label_video(source, label, tracker, annotated, window, results, label_every)
             else:
                 _label_photos(source, label, save_viz, window, results)
     return results.summary
@@ -210,12 +214,16 @@ def predict(
 
 @dataclass(frozen=True)
 class _Photos:
-    """The photos of a run: what is read, and the folder that names are relative to."""
+    """The photos of a run: what is read, and the folder that names are relative to.
+
+    `annotated` reads boxes from the XML files beside them, where these are what is labelled.
+    """
 
     name: str
     files: Sequence[Path]
     root: Path
     named_as_given: bool
+    annotated: FaceDetector | None = None
 
     def file_name(self, path: Path) -> str:
         return str(path) if self.named_as_given else path.relative_to(self.root).as_posix()
@@ -234,18 +242,33 @@ class _Photos:
     def _by_name(self) -> dict[str, Path]:
         return {self.file_name(path): path for path in self.files}
 
-    def is_unchanged(self, record: Mapping[str, Any], written: float) -> bool:
-        """Tell whether an interrupted run's record is of a photo that is as it was then.
+    def is_unchanged(self, record: Mapping[str, Any], started: float) -> bool:
+        """Tell whether an interrupted run's record is an answer that still holds.
 
         Args:
-            record: The record.
-            written: When the run was interrupted, in seconds since the epoch.
+            record: The record; one with an error does not hold, as that may be mended by now.
+            started: When the run began, in seconds since the epoch; what changed since may have
+                done so after it was read.
         """
         path = self._by_name.get(record["file"])
-        if path is None or not path.exists():
+        if path is None or record["error"] is not None or not path.exists():
             return False
         status = path.stat()
-        return max(status.st_mtime, status.st_ctime) <= written
+        if max(status.st_mtime, status.st_ctime) > started:
+            return False
+        return self.annotated is None or _has_boxes(record, self.annotated, path)
+
+
+def _has_boxes(record: Mapping[str, Any], annotated: FaceDetector, path: Path) -> bool:
+    """Tell whether the faces of a record are those that a photo's XML file has now."""
+    photo = np.broadcast_to(np.uint8(0), (record["height"], record["width"], 3))
+    try:
+        boxes, _ = annotated(photo, path)
+    except PhotoError:
+        return False
+    recorded = np.reshape([face["box"] for face in record["faces"]], (-1, 4))
+    # A record has two digits.
+    return boxes.shape == recorded.shape and np.allclose(boxes, recorded, rtol=0, atol=0.01)
 
 
 def _open_source(
@@ -259,6 +282,7 @@ def _open_source(
     """Look at the input before a model is loaded for it."""
     if save_viz and save_viz.exists() and not save_viz.is_dir():
         raise OutputError(f"--save-viz: {save_viz} is a file; expected a folder")
+    annotated = load_face_detector("voc") if detector == "voc" else None
     if image:
         files = list(dict.fromkeys(image))
         try:
@@ -267,9 +291,10 @@ def _open_source(
             root = Path(os.path.commonpath(parents))
         except ValueError as error:  # On Windows.
             raise InputError("--image: expected photos of one drive") from error
-        return _Photos(" ".join(map(str, files)), files, root, named_as_given=True)
+        return _Photos(" ".join(map(str, files)), files, root, True, annotated)
     if folder:
-        return _Photos(str(folder), _folder_files(folder, save_viz), folder, named_as_given=False)
+        files = _folder_files(folder, save_viz)
+        return _Photos(str(folder), files, folder, False, annotated)
     if detector == "voc":
         raise InputError("--detector voc needs photos with XML files; choose another for video")
     watched = webcam if video is None else video
@@ -459,29 +484,40 @@ def _video_path(source: VideoSource, save_viz: Path | None) -> Path | None:
     return (save_viz or DEFAULT_VIDEO_DIR) / f"{name}.mp4"
 
 
+@contextmanager
+def _video_file(source: _Photos | VideoSource, save_viz: Path | None) -> Iterator[VideoFile | None]:
+    """Begin the annotated video, where there is to be one, and drop it if it is not finished."""
+    if isinstance(source, VideoSource) and (path := _video_path(source, save_viz)):
+        with closing(VideoFile(path, source.frame_rate)) as annotated:
+            yield annotated
+    else:
+        yield None
+
+
 def _label_video(
     source: VideoSource,
     label: Labeller,
     tracker: Tracker,
-    path: Path | None,
+    output: VideoFile | None,
     window: Window | None,
     results: _Results,
     label_every: int,
 ) -> None:
     """Label frame after frame until the end, Ctrl-C, or until the window is closed."""
-    output = VideoFile(path, source.frame_rate) if path else None
-    with closing(output) if output else nullcontext():
-        try:
-            show = window.play if window else None
-            for record in label_video(source, label, tracker, output, show, label_every):
-                results.add(record)
+    if output and output.path.exists():
+        print(f"{output.path} is there and will be replaced", file=sys.stderr)
+    try:
+        show = window.play if window else None
+        for record in label_video(source, label, tracker, output, show, label_every):
+            results.add(record)
+        if window is None or window.is_open:
             _tell_missing(source, results.summary.images)
-        except KeyboardInterrupt:
-            print("stopped; what was labelled until now is kept", file=sys.stderr)
-        finally:
-            # Whatever ended it, a server that went away too, an hour of video is not lost.
-            if output and output.finish():
-                print(f"Video: {path}")
+    except KeyboardInterrupt:
+        print("stopped; what was labelled until now is kept", file=sys.stderr)
+    finally:
+        # Whatever ended it, a server that went away too, an hour of video is not lost.
+        if output and output.finish():
+            print(f"Video: {output.path}")
 
 
 def _tell_missing(source: VideoSource, num_read: int) -> None:

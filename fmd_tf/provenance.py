@@ -28,13 +28,21 @@ def provenance() -> dict[str, Any]:
 
 def _commit() -> str | None:
     """Return the commit of the source tree, None where it is not a git checkout."""
-    command = ["git", "describe", "--always", "--dirty"]
+    # Installed into a folder of another project's checkout, it is not of that project's commit.
+    if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return None
+    return _git("describe", "--always", "--dirty") or None
+
+
+def _git(*arguments: str) -> str | None:
+    """Return what git says in this package's folder, None where it fails or is missing."""
+    command = ["git", *arguments]
     here = Path(__file__).parent
     try:
         done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
     except OSError:
         return None
-    return done.stdout.strip() or None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _processor() -> str:

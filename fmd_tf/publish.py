@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tempfile
@@ -100,6 +101,28 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
+def require_free(target: Path, overwrite: bool) -> None:
+    """Fail now, not after minutes, where a folder must not be published.
+
+    Args:
+        target: Folder that is to appear.
+        overwrite: Replace it where it exists.
+
+    Raises:
+        PublishError: The target exists, is a file or holds what no export wrote.
+    """
+    if target.exists() and not overwrite:
+        raise PublishError(f"{target} exists already; give another --output, or --overwrite")
+    if target.exists() and not target.is_dir():
+        raise PublishError(f"{target} is a file, expected a folder; give another --output")
+    others = [path.name for path in target.glob("*") if not _WRITTEN.fullmatch(path.name)]
+    if others:
+        raise PublishError(
+            f"{target} holds {min(others)}, which is of no export and would be deleted; give "
+            "another --output"
+        )
+
+
 @contextmanager
 def publishing(target: Path, overwrite: bool) -> Iterator[Path]:
     """Give a folder to write into, and rename it to `target` when all went well.
@@ -114,14 +137,9 @@ def publishing(target: Path, overwrite: bool) -> Iterator[Path]:
         The folder to write into; it does not exist yet.
 
     Raises:
-        PublishError: The target exists, is a file or holds what no export wrote, or cannot be
-            renamed to.
+        PublishError: See `require_free`; or the target cannot be renamed to.
     """
-    if target.exists() and not overwrite:
-        raise PublishError(
-            f"{target} exists already; give another --output or --version, or --overwrite"
-        )
-    _require_written_here(target)
+    require_free(target, overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(target.parent)
     partial = target.parent / f"{_PARTIAL}{target.name}-{uuid.uuid4().hex[:8]}"
@@ -162,18 +180,6 @@ def version_folder(path: Path) -> Path:
     return found[max(found)]
 
 
-def _require_written_here(target: Path) -> None:
-    """Refuse to replace a file, or a folder that holds anything else than an export."""
-    if target.exists() and not target.is_dir():
-        raise PublishError(f"{target} is a file, expected a folder; give another --output")
-    others = [path.name for path in target.glob("*") if not _WRITTEN.fullmatch(path.name)]
-    if others:
-        raise PublishError(
-            f"{target} holds {min(others)}, which is of no export and would be deleted; give "
-            "another --output"
-        )
-
-
 def _remove_stale(folder: Path) -> None:
     for path in folder.glob(".*"):
         old = _STALE.fullmatch(path.name) and time.time() - path.stat().st_mtime > _STALE_SECONDS
@@ -184,9 +190,11 @@ def _remove_stale(folder: Path) -> None:
 def _publish(partial: Path, target: Path, overwrite: bool) -> None:
     """Rename into place; renaming onto a folder with files in it fails by itself."""
     replaced = target.parent / f"{_REPLACED}{target.name}-{uuid.uuid4().hex[:8]}"
-    if overwrite and target.exists():
-        target.rename(replaced)
     try:
+        if overwrite and target.exists():
+            # Renaming keeps the time; one that a kill leaves is to stay an hour from now.
+            os.utime(target)
+            target.rename(replaced)
         partial.rename(target)
     except OSError as error:
         if replaced.exists():

@@ -24,8 +24,9 @@ number that a face keeps over the frames, and "seen", false where the tracker re
 the detector missed or did not look for. Its summary has "tracks" too: how many faces were followed,
 found in two frames at least, by the last label of each, as {"with_mask": 2}.
 
-While a run goes on, its records are lines of a partial file beside; a rerun with the same settings
-goes on after the last whole line.
+While a run goes on, its records are lines of a partial file beside, below a line with its settings
+and "started", seconds since the epoch; a rerun with the same settings goes on after the last whole
+line.
 """
 
 from __future__ import annotations
@@ -33,11 +34,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -223,14 +225,36 @@ class Summary:
         }
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Hold the lock of a file that is written meanwhile, in a hidden file beside it.
+
+    Args:
+        path: The file that is written.
+
+    Raises:
+        PublishError: Another run writes it now, or its folder cannot be written.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    with locked(lock):
+        try:
+            yield
+        finally:
+            # While the lock is held: later it could be another run's. filelock gives nobody that of
+            # a file which is gone. Windows keeps a file that is open.
+            with suppress(OSError):
+                lock.unlink()
+
+
 class JsonOutput:
     """The JSON file of a run: records go to a partial file, the whole appears by a rename.
 
     Args:
         path: The file; its folder is made where it is missing.
         settings: What must be the same for a rerun to go on, as JSON values.
-        keep: Tells of a record of a partial file, and the time of that file, whether it still
-            holds; without it a run starts over, and sets aside what an interrupted one left.
+        keep: Tells of a record of an interrupted run, and of the time when that began, in seconds
+            since the epoch, whether it still holds; without it a run starts over, and sets aside
+            what the interrupted one left.
 
     Raises:
         OutputError: The file cannot be written or is no such file, or a run with other settings is
@@ -246,19 +270,19 @@ class JsonOutput:
     ) -> None:
         self.path = path
         self.partial = path.with_name(f".{path.name}.partial.jsonl")
-        self._lock, self._lock_file = ExitStack(), path.with_name(f".{path.name}.lock")
+        self._lock = ExitStack()
         self._head = {
             "schema": SCHEMA,
             "schema_version": SCHEMA_VERSION,
             "settings": json.loads(json.dumps(settings)),
         }
+        self._first_line = f"{json.dumps({**self._head, 'started': time.time()})}\n"
         if path.is_dir():
             raise OutputError(f"--output: {path} is a folder; expected a file such as faces.json")
         try:
             self._require_own()
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock.callback(self._drop_lock_file)  # After the lock is released.
-            self._lock.enter_context(locked(self._lock_file))
+            self._lock.enter_context(writing(path))
             self._file = self._open(keep)
         except OSError as error:
             self._lock.close()
@@ -281,7 +305,9 @@ class JsonOutput:
         if sum(1 for _ in islice(self._lines(), 2)) < 2:
             self._start()
         elif keep is None:
-            aside = self.path.with_name(f"{self.path.stem}.interrupted.jsonl")
+            names = (f"{self.path.name}.interrupted-{number}.jsonl" for number in count(1))
+            paths = (self.path.with_name(name) for name in names)
+            aside = next(path for path in paths if not path.exists())
             self.partial.replace(aside)
             print(f"What an interrupted run left is set aside: {aside}", file=sys.stderr)
             self._start()
@@ -291,7 +317,7 @@ class JsonOutput:
         return self.partial.open("a", encoding="utf-8")
 
     def _start(self) -> None:
-        self.partial.write_text(f"{json.dumps(self._head)}\n", encoding="utf-8")
+        self.partial.write_text(self._first_line, encoding="utf-8")
 
     def _lines(self) -> Iterator[bytes]:
         """Read the partial file, if there is one, without a line half written."""
@@ -300,12 +326,12 @@ class JsonOutput:
                 yield from (line for line in file if line.endswith(b"\n"))
 
     def _drop_but(self, keep: Callable[[Mapping[str, Any], float], bool]) -> None:
-        """Leave the records in the partial file that still hold."""
-        written = self.partial.stat().st_mtime
+        """Leave the records in the partial file that still hold, and may change from now on."""
+        lines = self._lines()
+        started = json.loads(next(lines)).get("started", 0.0)
         with replacing(self.partial) as whole, whole.open("wb") as file:
-            for number, line in enumerate(self._lines()):
-                if number == 0 or keep(json.loads(line), written):
-                    file.write(line)
+            file.write(self._first_line.encode())
+            file.writelines(line for line in lines if keep(json.loads(line), started))
 
     def _require_same(self, found: Mapping[str, Any]) -> None:
         version = {"schema_version": found.get("schema_version")}
@@ -350,7 +376,3 @@ class JsonOutput:
         """Keep what there is for a rerun."""
         self._file.close()
         self._lock.close()
-
-    def _drop_lock_file(self) -> None:
-        with suppress(OSError):  # Another run may have it by now.
-            self._lock_file.unlink()

@@ -3,7 +3,7 @@
 Follows tensorflow/serving (`json_tensor.cc`, `http_rest_api_util.cc`, as of 2.20), with NumPy and
 the standard library only. A tensor is a NumPy array; strings are `object` arrays of `bytes`.
 
-Known deviations: values quoted in error messages are cut at 200 characters; of two equal keys in
+Known deviations: values and names in error messages are cut at 200 characters; of two equal keys in
 one JSON object the last counts; `Inf` must be spelled `Infinity`; numbers beyond a double are
 infinite instead of refused.
 """
@@ -172,7 +172,8 @@ def parse_json(body: bytes) -> dict[str, Any]:
 _HALF_ESCAPED = re.compile(rb"\\u[dD][89a-fA-F]")
 # Without those that stand for bytes that are no UTF-8.
 _HALF = re.compile("[\ud800-\udc7f\udd00-\udfff]")
-_STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\Z)', re.DOTALL)
+# Possessive, and matching from every quote, so that each byte is looked at once.
+_STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 _NOT_BRACKETS = bytes(sorted(set(range(256)) - set(b"[]{}")))
 _STEPS = np.zeros(256, np.int32)
 _STEPS[list(b"[{")] = 1
@@ -207,24 +208,25 @@ def signature_name(document: Mapping[str, Any]) -> str:
 
 
 def parse_tensors(
-    document: Mapping[str, Any], inputs: Mapping[str, str]
+    document: Mapping[str, Any], inputs: Mapping[str, str], max_rows: int | None = None
 ) -> tuple[str, dict[str, np.ndarray]]:
     """Convert the values of a request.
 
     Args:
         document: The request.
         inputs: The signature's inputs: name to type, such as "DT_FLOAT".
+        max_rows: Most rows, which are counted before any is converted; default None, no limit.
 
     Returns:
         `ROW` or `COLUMNAR`, and the tensors by name.
 
     Raises:
-        RestError: A value does not fit the signature.
+        RestError: A value does not fit the signature, or there are too many rows.
     """
     if "instances" not in document and "inputs" not in document:
         raise _invalid("Missing 'inputs' or 'instances' key")
     if "instances" not in document:
-        return COLUMNAR, _from_inputs(document["inputs"], inputs)
+        return COLUMNAR, _from_inputs(document["inputs"], inputs, max_rows)
     instances = document["instances"]
     if "inputs" in document:
         raise _format_error(
@@ -235,10 +237,23 @@ def parse_tensors(
         raise _format_error(document, "Expecting 'instances' to be an list/array")
     if not instances:
         raise _format_error(document, "No values in 'instances' array")
+    require_rows(len(instances), max_rows)
     return ROW, _from_instances(instances, inputs)
 
 
-def _from_inputs(value: Any, inputs: Mapping[str, str]) -> dict[str, np.ndarray]:
+def require_rows(number: int, max_rows: int | None) -> None:
+    """Refuse more rows than `max_rows`; None is no limit.
+
+    Raises:
+        RestError: There are more.
+    """
+    if max_rows is not None and number > max_rows:
+        raise _invalid(f"expected at most {max_rows} rows in a request, got {number}")
+
+
+def _from_inputs(
+    value: Any, inputs: Mapping[str, str], max_rows: int | None
+) -> dict[str, np.ndarray]:
     """Convert the columnar format: a value of the only input, or an object of all."""
     if not isinstance(value, dict) or _is_base64(value):
         if len(inputs) > 1:
@@ -246,10 +261,12 @@ def _from_inputs(value: Any, inputs: Mapping[str, str]) -> dict[str, np.ndarray]
                 "inputs is a plain value/list, but expecting an object as multiple input "
                 "tensors required as per tensorinfo_map",
             )
-        return {name: _to_tensor(value, dtype) for name, dtype in inputs.items()}
+        value = dict.fromkeys(inputs, value)
     for name in sorted(inputs):
         if name not in value:
             raise _invalid(f"Missing named input: {name} in 'inputs' object.")
+    lists = [value[name] for name in inputs if isinstance(value[name], list)]
+    require_rows(max(map(len, lists), default=0), max_rows)
     return {name: _to_tensor(value[name], dtype) for name, dtype in inputs.items()}
 
 
@@ -276,6 +293,11 @@ def _is_named(element: Any) -> bool:
 def _name_rows(instances: list[Any], inputs: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return all rows as objects; rows are all objects or none."""
     if not _is_named(instances[0]):
+        if not inputs:
+            raise _invalid(
+                "Expecting objects without fields, as the signature has no inputs, but got "
+                f"{_show(instances[0])}",
+            )
         name = next(iter(inputs))
         for index, element in enumerate(instances):
             if _is_named(element):
@@ -301,7 +323,7 @@ def _from_rows(
             try:
                 _add_row(columns, inputs, name, value)
             except RestError as error:
-                key = f" key: {name}" if named else ""
+                key = f" key: {cut(name)}" if named else ""
                 raise _invalid(
                     f"Failed to process element: {index}{key} of 'instances' list. "
                     f"Error: {error.code}: {error.message}",
@@ -319,7 +341,7 @@ def _add_row(
 ) -> None:
     """Append one row's value, which must have the shape of the first row's."""
     if name not in inputs:
-        raise _invalid(f"JSON object: does not have named input: {name}")
+        raise _invalid(f"JSON object: does not have named input: {cut(name)}")
     tensor = _to_tensor(value, inputs[name])
     first = columns[name][0] if columns[name] else tensor
     if first.size != tensor.size:
@@ -361,15 +383,19 @@ def _regular_tensor(value: Any, dtype: str) -> np.ndarray | None:
     values, shape = [value], []
     while values and set(map(type, values)) == {list}:
         lengths = set(map(len, values))
-        if len(lengths) != 1 or 0 in lengths:
+        if len(lengths) != 1:
             return None
         shape.append(lengths.pop())
         values = list(chain.from_iterable(values))
+    if not values:
+        return np.zeros(shape, _numpy_type(dtype))
     numbers = np.array(values) if set(map(type, values)) <= _FAST_TYPES[dtype] else None
     kinds = "i" if dtype in _INTEGERS else "if"
     if numbers is None or numbers.dtype.kind not in kinds:
         return None
-    if dtype in _LARGEST_INTEGER and (np.abs(numbers) > _LARGEST_INTEGER[dtype]).any():
+    # Not by the absolute value: of the least integer there is none.
+    largest = _LARGEST_INTEGER.get(dtype)
+    if largest and ((numbers > largest) | (numbers < -largest)).any():
         return None
     if dtype in _INTEGERS:
         low, high = _INTEGERS[dtype]
@@ -519,8 +545,13 @@ def _format_error(document: Mapping[str, Any], message: str) -> RestError:
     return _invalid(f"JSON Value: {_show(document)} {message}")
 
 
+def cut(name: str) -> str:
+    """Return a name for a message, cut short: a body may be megabytes."""
+    return name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..."
+
+
 def _show(value: Any) -> str:
-    """Quote a value in a message, cut short: a body may be megabytes."""
+    """Quote a value in a message, cut short as names are."""
     if type(value) is float:
         return format_float(value, np.float64)
     if isinstance(value, str) and len(value) > _SHOWN:

@@ -25,7 +25,7 @@ from tensorflow_serving.apis import get_model_metadata_pb2, prediction_log_pb2
 
 from fmd_tf.errors import UserError
 from fmd_tf.publish import versions
-from fmd_tf.rest import RestError
+from fmd_tf.rest import RestError, cut
 
 _log = logging.getLogger(__name__)
 _DEFAULT_SIGNATURE = "serving_default"
@@ -74,7 +74,7 @@ class Servable:
         """
         name = name or _DEFAULT_SIGNATURE
         if name not in self.signatures:
-            message = f'Serving signature name: "{name}" not found in signature def'
+            message = f'Serving signature name: "{cut(name)}" not found in signature def'
             raise RestError("INVALID_ARGUMENT", message)
         return self.signatures[name]
 

@@ -21,6 +21,9 @@ Deviations from TF Serving, beside those of `fmd_tf.rest`:
 - A version whose files change under the same number is loaded anew; the newest that loads is
   served where newer ones are broken.
 - A gzip body that is damaged or too large is 400 as there, with a clearer message.
+
+On SIGTERM it ends when no request is worked on any more, or a second and twice `--request-timeout`
+later.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ import gc
 import html
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -38,7 +42,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,7 +173,7 @@ class Application:
         self._metrics_page = metrics
         self._page = _read_page(next(iter(self._models), ""))
         self._pool = ThreadPoolExecutor(self._limits.threads, thread_name_prefix="predict")
-        self._pending = 0
+        self._jobs: set[Future] = set()
         self._held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -283,15 +287,16 @@ class Application:
 
     async def _compute(self, target: ModelPath, headers: dict[bytes, bytes], body: bytes) -> Answer:
         """Work on a request in the thread pool: the event loop never waits for it."""
-        if self._pending >= self._limits.max_pending:
-            raise _overloaded(f"{self._pending} requests are pending already")
-        self._change_pending(1)
+        if len(self._jobs) >= self._limits.max_pending:
+            raise _overloaded(f"{len(self._jobs)} requests are pending already")
         loop = asyncio.get_running_loop()
         job = self._pool.submit(self._answer, target, headers, body)
+        self._jobs.add(job)
+        self._metrics.pending.set(len(self._jobs))
 
-        def end(_: Future) -> None:
+        def end(job: Future) -> None:
             with suppress(RuntimeError):  # The loop is closed, and nobody counts any longer.
-                loop.call_soon_threadsafe(self._change_pending, -1)
+                loop.call_soon_threadsafe(self._end, job)
 
         # Of the job itself: a request may have gone while its job still works.
         job.add_done_callback(end)
@@ -304,9 +309,9 @@ class Application:
             text = f"no answer within {self._limits.request_timeout:g} s"
             raise RestError("DEADLINE_EXCEEDED", text) from error
 
-    def _change_pending(self, by: int) -> None:
-        self._pending += by
-        self._metrics.pending.set(self._pending)
+    def _end(self, job: Future) -> None:
+        self._jobs.discard(job)
+        self._metrics.pending.set(len(self._jobs))
 
     def _answer(self, target: ModelPath, headers: dict[bytes, bytes], body: bytes) -> Answer:
         """Parse, run and format, in a thread."""
@@ -326,13 +331,25 @@ class Application:
             if target.method != "predict":
                 raise _not_such_method(target.method)
             signature = servable.signature(name)
-            layout, tensors = rest.parse_tensors(document, signature.inputs)
-            _require_batch(tensors, self._limits.max_batch)
+            max_rows = self._limits.max_batch
+            layout, tensors = rest.parse_tensors(document, signature.inputs, max_rows)
+            # Each box of a photo is a row too, as each is a face to classify.
+            if "boxes" in tensors and tensors["boxes"].ndim == 3:
+                rest.require_rows(math.prod(tensors["boxes"].shape[:2]), max_rows)
             return Answer(200, rest.format_predictions(signature.run(tensors), layout))
 
-    def close(self) -> None:
-        """Wait for the requests that are worked on."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+    def close(self, timeout: float | None = None) -> bool:
+        """Wait for the requests that are worked on, those among them whose clients have an answer.
+
+        Args:
+            timeout: Seconds to wait at most; default None, without limit.
+
+        Returns:
+            Whether all have ended.
+        """
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        # One that is cancelled never ends.
+        return not wait([job for job in self._jobs if not job.cancelled()], timeout).not_done
 
 
 def _read_page(model_name: str) -> dict[str, Answer]:
@@ -396,17 +413,6 @@ def _not_such_method(method: str | None) -> RestError:
         f"Expected a signature with method_name tensorflow/serving/{method}; this server serves "
         "tensorflow/serving/predict",
     )
-
-
-def _require_batch(tensors: Mapping[str, Any], max_batch: int) -> None:
-    """Refuse more rows than that; each box of a photo is one, as each is a face to classify."""
-    shapes = {name: tensor.shape for name, tensor in tensors.items() if tensor.ndim}
-    rows = max((shape[0] for shape in shapes.values()), default=0)
-    if len(boxes := shapes.get("boxes", ())) == 3:
-        rows = max(rows, boxes[0] * boxes[1])
-    if rows > max_batch:
-        text = f"expected at most {max_batch} rows in a request, got {rows}"
-        raise RestError("INVALID_ARGUMENT", text)
 
 
 def _error_answer(error: RestError) -> Answer:
@@ -534,6 +540,9 @@ def serve(
 ) -> None:
     """Load, listen, watch for new versions, and drain on SIGTERM or SIGINT.
 
+    Requests get their time then, and what goes on computing after its client was answered with 504
+    gets the same once more. Whatever is not done by then ends with the process, here.
+
     Args:
         versions: The model; loaded here.
         limits: See `Limits`.
@@ -556,7 +565,10 @@ def serve(
     print(f"Serving http://{host}:{port}/v1/models/{versions.name}", flush=True)
     print(f"Page    http://{host}:{port}/", flush=True)
     _run(application, limits, listener)
-    application.close()
+    if not application.close(limits.request_timeout):
+        _log.warning("ending, though requests are still worked on after their time is over")
+        # Python would wait for their threads.
+        os._exit(0)
     versions.close()
     watcher.join()
 

@@ -15,7 +15,6 @@ from pathlib import Path
 import keras
 
 from fmd_tf.checkpoints import (
-    LOCK,
     BestModel,
     RequireFinite,
     RunFolder,
@@ -23,7 +22,7 @@ from fmd_tf.checkpoints import (
     TrainingState,
     require_space,
 )
-from fmd_tf.command import find_folder, run_training, weights_at_hand
+from fmd_tf.command import find_folder, locked_folders, run_training, weights_at_hand
 from fmd_tf.config import NO_WEIGHTS, DetectorConfig
 from fmd_tf.detector import (
     DetectorCard,
@@ -37,7 +36,9 @@ from fmd_tf.detector_metrics import average_precision, choose_threshold
 from fmd_tf.detector_pipeline import train_views, views_per_epoch
 from fmd_tf.devices import select_device
 from fmd_tf.errors import command_line
+from fmd_tf.evaluate import write_problems
 from fmd_tf.evaluate_detector import (
+    REPORT_FILES,
     Contender,
     find_all,
     load_peer,
@@ -47,7 +48,6 @@ from fmd_tf.evaluate_detector import (
     write_report,
 )
 from fmd_tf.input_pipeline import steps_per_epoch
-from fmd_tf.publish import locked
 from fmd_tf.splits import (
     Split,
     SplitError,
@@ -88,7 +88,7 @@ def train_and_evaluate(config: DetectorConfig) -> dict:
         ValueError: A subclass for each kind of unusable input, with a message for the user.
     """
     select_device(config.device)
-    with locked(config.checkpoint_dir / LOCK), locked(config.results_dir / LOCK):
+    with locked_folders(config.checkpoint_dir, config.results_dir):
         return _train_and_evaluate(config)
 
 
@@ -108,10 +108,11 @@ def _train_and_evaluate(config: DetectorConfig) -> dict:
                 "annotations, or give another --seed"
             )
         print(f"{name}: {len(part)} photos, {sum(len(each.faces) for each in part)} faces")
+    begins = config.overwrite or not run.has_state()
+    require_space(build_detector(NO_WEIGHTS), config.checkpoint_dir, num_runs=int(begins))
     run.open(_identity(config, parts["train"], parts["val"]), config.overwrite)
     # Only now: a run that is refused must leave the results of the one before as they are.
-    of_split = groups_of_split(config.split_file, groups)
-    save_split(split, of_split, config.results_dir / "metrics" / "split.json")
+    _begin_results(config, run, folder, split, groups)
     _train(config, run, parts["train"], parts["val"], split)
     trained = _finish(config, run.best_model, parts["val"])
     tested = "test" if parts["test"] else "val"
@@ -143,6 +144,18 @@ def _select(folder: Folder, names: Sequence[str]) -> list[Annotation]:
     return [each for each in whole_photos(folder.annotations) if each.photo.name in wanted]
 
 
+def _begin_results(
+    config: DetectorConfig, run: RunFolder, folder: Folder, split: Split, groups: Mapping[str, int]
+) -> None:
+    """Write what is known before a training, and remove the figures of the one before."""
+    results = config.results_dir / "metrics"
+    if not run.has_state():
+        for name in REPORT_FILES:
+            (results / name).unlink(missing_ok=True)
+    write_problems(folder, config.results_dir)
+    save_split(split, groups_of_split(config.split_file, groups), results / "split.json")
+
+
 def _train(
     config: DetectorConfig,
     run: RunFolder,
@@ -156,7 +169,6 @@ def _train(
         return
     keras.utils.set_random_seed(config.seed)
     model = _build(config, state)
-    require_space(model, config.checkpoint_dir)
     train = [annotation for annotation in train if annotation.faces]
     steps = steps_per_epoch(views_per_epoch(train), config.batch_size)
     _compile(model, config, steps)

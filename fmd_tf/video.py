@@ -7,12 +7,13 @@ a box goes on with its speed and is corrected by a part of what the detector say
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,10 +29,11 @@ from fmd_tf.boxes import overlaps
 from fmd_tf.draw import draw_faces
 from fmd_tf.errors import UserError, install_command
 from fmd_tf.photos import Photo, PhotoError
-from fmd_tf.records import LabelledFace, Record
+from fmd_tf.records import LabelledFace, Record, writing
 
 DEFAULT_FRAME_RATE = 25.0
-_MAX_FRAME_RATE = 1000.0
+# FFmpeg gives 1000 where a file has no rate, as those that browsers record.
+_MAX_FRAME_RATE = 240.0
 _EXPECTED = "expected a video that OpenCV reads, such as MP4"
 _EXPECTED_CAMERA = (
     "expected the number of a camera that is plugged in and free, from 0, or the URL of one that "
@@ -133,9 +135,12 @@ class VideoSource:
             self.close()
             raise VideoError(f"no frame can be read from {self.name}; {self._expected()}")
         rate = self._capture.get(self._cv2.CAP_PROP_FPS)
-        self.frame_rate = rate if 0 < rate <= _MAX_FRAME_RATE else DEFAULT_FRAME_RATE
+        has_rate = 0 < rate <= _MAX_FRAME_RATE
+        self.frame_rate = rate if has_rate else DEFAULT_FRAME_RATE
         count = self._capture.get(self._cv2.CAP_PROP_FRAME_COUNT)
-        self.num_frames = int(count) if 0 < count < 2**31 and not self.is_camera else None
+        # Where the file does not say how many, OpenCV takes the length times the rate.
+        is_known = has_rate and 0 < count < 2**31 and not self.is_camera
+        self.num_frames = int(count) if is_known else None
 
     def _open(self, source: Path | int | str) -> Any:
         capture = self._cv2.VideoCapture(
@@ -171,7 +176,7 @@ class VideoSource:
 
     def _later(self, seconds: float, position: float) -> float:
         """Return the next frame's time; the file's own must lie between the last and the end."""
-        end = (self.num_frames or 0) / self.frame_rate
+        end = self.num_frames / self.frame_rate if self.num_frames else math.inf
         return position if seconds < position <= end else seconds + 1 / self.frame_rate
 
     def _following(self) -> np.ndarray | None:
@@ -230,6 +235,7 @@ class VideoFile:
 
     Raises:
         VideoError: It cannot be written.
+        PublishError: Another run writes it now.
     """
 
     def __init__(self, path: Path, frame_rate: float) -> None:
@@ -245,6 +251,8 @@ class VideoFile:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise VideoError(f"{path} cannot be written ({error.strerror})") from error
+        self._lock = ExitStack()
+        self._lock.enter_context(writing(path))
 
     def add(self, picture: Image.Image, copies: int = 1) -> None:
         """Append a frame so many times; all have the first one's size, made even."""
@@ -277,6 +285,7 @@ class VideoFile:
         if num_frames < self._num_frames:
             raise VideoError(f"{self.path} could not be written to its end; is the disk full?")
         self._partial.replace(self.path)
+        self._lock.close()
         return True
 
     def close(self) -> None:
@@ -284,6 +293,7 @@ class VideoFile:
         if self._writer is not None:
             self._writer.release()
         self._partial.unlink(missing_ok=True)
+        self._lock.close()
 
 
 @dataclass

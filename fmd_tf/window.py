@@ -64,4 +64,4 @@ class Window:
             self._axes.set_axis_off()
             self._image = self._axes.imshow(pixels)
         self._image.set_data(pixels)
-        self._axes.set_title(title)
+        self._axes.set_title(title, parse_math=False)  # Names of files may have dollar signs.

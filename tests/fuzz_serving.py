@@ -117,6 +117,13 @@ _BODIES: dict[str, st.SearchStrategy[bytes]] = {
             st.fixed_dictionaries({"image_bytes": _IMAGE_FIELDS, "boxes": _BOXES}), max_size=3
         ),
     ),
+    "strings": st.builds(
+        lambda depth, part, times, end: b"[" * depth + b'"' + part * times + end,
+        st.integers(60, 70),
+        st.sampled_from([b'\\"', b'"', b"\\\\", b'\\"[']),
+        st.integers(0, 100_000),
+        st.sampled_from([b"", b"\\", b'"', b'\\"', b'\\"]']),
+    ),
     "nesting": st.builds(
         lambda kind, depth: b'{"instances": ' + kind * depth,
         st.sampled_from([b"[", b'{"a":', b'["', b"[{"]),

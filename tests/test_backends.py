@@ -184,6 +184,16 @@ def test_litert_without_its_package_says_what_to_install(
         load_backend(str(litert_export))
 
 
+@pytest.mark.parametrize("end", ["", "/versions/1", "/labels/so%20far", "/labels/so far"])
+def test_a_models_url_may_be_quoted(tiny_export: Path, end: str):
+    versions = ModelVersions(tiny_export, "face mask", labels={"so far": 1})
+    versions.sync()
+    with running({"face mask": versions}) as server:
+        backend = load_backend(f"{server.url}/v1/models/face%20mask{end}")
+        assert backend.version == "1"
+        backend.close()
+
+
 def test_servers_of_another_kind_are_named(tmp_path: Path):
     write_half_plus_two(tmp_path / "half" / "1")
     versions = ModelVersions(tmp_path / "half", "half")

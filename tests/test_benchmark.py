@@ -98,6 +98,13 @@ def test_train_tells_the_inputs_share(sample_dir: Path, tmp_path: Path) -> None:
     assert report["faces_per_second"] == pytest.approx(4000 / report["step_ms"])
 
 
+def test_one_step_has_no_time(sample_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A step's time is that between the ends of two."""
+    with pytest.raises(SystemExit):
+        main(["train", "--data-dir", str(sample_dir), "--steps", "1"])
+    assert "--steps: expected a whole number of at least 2" in capsys.readouterr().err
+
+
 def test_whole_runs_are_timed_to_the_same_macro_f1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -110,11 +110,29 @@ def test_what_the_server_refuses(server: Running, connect: Callable[..., Client]
         "http://[::1",
         "http://host:port",
         "http://192.168.1..5",
+        "http://ho st",
+        "http://host/\udcff",
     ],
 )
 def test_urls_that_are_none(url: str) -> None:
     with pytest.raises(ServingError, match="expected a URL"):
         Client(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://me:secret@host:8501/path",
+        "https://:secret@host",
+        "http://me:se/cret@host",
+        "me:secret@host",
+        "http://me:secret@[::1",
+    ],
+)
+def test_passwords_are_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(ServingError, match="got one with a user name or password") as caught:
+        Client(url)
+    assert "cret" not in str(caught.value)
 
 
 def test_bad_arguments_never_reach_the_server(
@@ -182,8 +200,10 @@ class Stranger(BaseHTTPRequestHandler):
     """Answers 200 with what its path does not say."""
 
     body = b""
+    paths: list[str] = []
 
     def do_GET(self) -> None:
+        self.paths.append(self.path)
         self.send_response(200)
         self.send_header("Content-Length", str(len(self.body)))
         self.end_headers()
@@ -208,6 +228,18 @@ def test_what_is_no_model_server_is_named(connect: Callable[..., Client]) -> Non
         server.shutdown()
 
 
+def test_what_a_path_must_not_hold_is_quoted(connect: Callable[..., Client]) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Stranger) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        Stranger.body, Stranger.paths[:] = b'{"model_version_status": []}', []
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        for path in ("/m\u00fcll", "/a b", "/a%20b/@c:d"):
+            assert connect(url + path, "x y", retries=0).status() == []
+        server.shutdown()
+    prefixes = [path.removesuffix("/v1/models/x%20y") for path in Stranger.paths]
+    assert prefixes == ["/m%C3%BCll", "/a%20b", "/a%20b/@c:d"]
+
+
 class Impatient(BaseHTTPRequestHandler):
     """Answers, and closes the idle connection without having said that it would."""
 
@@ -229,8 +261,9 @@ def test_long_lived_clients(connect: Callable[..., Client]) -> None:
     """Idle connections may be closed by the server, and threads come and go."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Impatient) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        client = connect(f"http://127.0.0.1:{server.server_address[1]}")
+        client = connect(f"http://127.0.0.1:{server.server_address[1]}", retries=0)
         assert [client.is_ready() for _ in range(3)] == [True] * 3
+        assert [len(client.status()) for _ in range(3)] == [1] * 3
         for _ in range(20):
             thread = threading.Thread(target=client.is_ready)
             thread.start()

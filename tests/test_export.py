@@ -250,6 +250,44 @@ def test_too_many_pixels_are_refused_from_the_header(session: Servable, form: st
             ask(session, signature, **tensors)
 
 
+@pytest.mark.parametrize("options", [{}, {"lossless": True}], ids=["lossy", "lossless"])
+def test_a_webp_without_the_head_of_its_chunk_is_refused(session: Servable, options: dict) -> None:
+    # The decoder takes it, and the size stands elsewhere.
+    encoded = encode(faces(1)[0], "WEBP", **options)
+    bare = b"RIFF" + (len(encoded) - 16).to_bytes(4, "little") + b"WEBP" + encoded[20:]
+    assert decode_photo(bare).shape == (SIZE, SIZE, 3)
+    for signature, tensors in (
+        ("serving_default", {"image_bytes": [bare]}),
+        ("faces", {"image_bytes": bare, "boxes": [[0, 0, 9, 9]]}),
+    ):
+        with pytest.raises(RestError, match="Unknown image file format"):
+            ask(session, signature, **tensors)
+
+
+def with_scans(number: int, after: bytes = b"") -> bytes:
+    """A progressive JPEG whose last scan is repeated until there are so many."""
+    encoded = encode(faces(1)[0], "JPEG", progressive=True)
+    first, *_, last = encoded.split(b"\xff\xda")
+    scans = encoded.count(b"\xff\xda")
+    again = (b"\xff\xda" + last.removesuffix(b"\xff\xd9")) * (number - scans)
+    assert first and scans == 10
+    return encoded.removesuffix(b"\xff\xd9") + again + b"\xff\xd9" + after
+
+
+def test_a_jpeg_with_too_many_scans_is_refused(session: Servable) -> None:
+    film = np.random.default_rng(0).integers(0, 256, 10_000_000, np.uint8).tobytes()
+    assert film.count(b"\xff\xda") > 100
+    for encoded in (with_scans(10), with_scans(100), with_scans(10, film)):
+        ask(session, "serving_default", image_bytes=[encoded])
+        ask(session, "faces", image_bytes=encoded, boxes=[[0, 0, 9, 9]])
+    for signature, tensors in (
+        ("serving_default", {"image_bytes": [with_scans(101)]}),
+        ("faces", {"image_bytes": with_scans(101), "boxes": [[0, 0, 9, 9]]}),
+    ):
+        with pytest.raises(RestError, match=r"JPEG of at most 100 scans, got\] \[101\]"):
+            ask(session, signature, **tensors)
+
+
 def test_the_square_about_a_strip_counts_as_pixels(session: Servable) -> None:
     # 8000 x 1 pixels are few, but the square about them has 64 megapixels.
     strip = encode(np.zeros((1, 8000, 3), np.uint8))
@@ -390,6 +428,22 @@ def test_command_line(
     errors = capsys.readouterr().err.splitlines()
     assert [line.split(":")[0] for line in errors] == ["error", "error"]
     shutil.rmtree(tmp_path / "out")
+
+
+@pytest.mark.parametrize("form", ["savedmodel", "litert", "onnx"])
+def test_a_target_in_the_way_is_found_before_faces_are_read(
+    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "3" if form == "savedmodel" else tmp_path
+    target.mkdir(exist_ok=True)
+    (target / "notes.md").touch()
+    arguments = ["--format", form, "--output", str(tmp_path), "--model", str(tmp_path / "none")]
+    arguments += ["--version", "3"] if form == "savedmodel" else []
+    assert main(arguments) == 2
+    expected = f"error: {target} exists already; give another --output, or --overwrite\n"
+    assert capsys.readouterr().err == expected
+    assert main([*arguments, "--overwrite"]) == 2
+    assert "holds notes.md, which is of no export" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("model_name", MODEL_NAMES)

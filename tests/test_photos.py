@@ -1,4 +1,5 @@
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,18 @@ def test_what_pillow_decodes_is_turned_too(tmp_path: Path):
     image = Image.fromarray(PIXELS)
     image.putalpha(128)
     data = _saved(image, "WEBP", lossless=True, exif=exif(6))
+    turned = np.rot90(PIXELS, -1)
+    np.testing.assert_array_equal(read_photo(write(tmp_path, "a.webp", data)).pixels, turned)
+
+
+def test_a_damaged_tag_beside_the_orientation_does_not_matter(tmp_path: Path):
+    """Pillow raises struct.error when it writes tags anew whose pointer is of the type BYTE."""
+    tags = [(0x0112, 3, 1, 6), (0xA005, 1, 1, 1)]  # Tag, type, count, value; 3 is SHORT.
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    tiff = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    image = Image.fromarray(PIXELS)
+    image.putalpha(128)
+    data = _saved(image, "WEBP", lossless=True, exif=b"Exif\0\0" + tiff)
     turned = np.rot90(PIXELS, -1)
     np.testing.assert_array_equal(read_photo(write(tmp_path, "a.webp", data)).pixels, turned)
 

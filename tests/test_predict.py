@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from fmd_tf.input_pipeline import crop_faces, decode_upright
 from fmd_tf.model import load_model, save_model
 from fmd_tf.photos import Photo
 from fmd_tf.records import LabelledFace, Record, Summary
-from fmd_tf.video import VideoSource
+from fmd_tf.video import VideoFile, VideoSource
 from fmd_tf.voc import read_folder
 from tests.conftest import voc_xml
 from tests.serving import encode, faces
@@ -171,12 +172,54 @@ def test_a_photo_that_changed_meanwhile_is_looked_at_again(tmp_path: Path):
         (tmp_path / name).touch()
     files = [tmp_path / "same", tmp_path / "new"]
     photos = predict._Photos(str(tmp_path), files, tmp_path, named_as_given=False)
-    written = (tmp_path / "same").stat().st_ctime
-    os.utime(tmp_path / "new", (written + 60, written + 60))
-    unchanged = [
-        photos.is_unchanged({"file": name}, written + 1) for name in ("same", "new", "gone")
+    started = (tmp_path / "same").stat().st_ctime + 1
+    os.utime(tmp_path / "new", (started + 60, started + 60))
+    records = [{"file": name, "error": None} for name in ("same", "new", "gone")]
+    assert [photos.is_unchanged(each, started) for each in records] == [True, False, False]
+
+
+def test_a_run_that_goes_on_has_no_old_answers(
+    photos: Path, tiny_classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The second photo is edited; XML files of others are added, edited and removed."""
+    names = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.png"))
+    xmls = [
+        (photos / name).with_suffix(".xml")
+        if "/" in name
+        else tmp_path / "voc" / "annotations" / name.replace(".png", ".xml")
+        for name in names
     ]
-    assert unchanged == [True, False, False]
+    arguments = ["--folder", photos, "--model", tiny_classifier, "--detector", "voc"]
+    assert run(*arguments, "--output", tmp_path / "a.json") == 0
+    before = json.loads((tmp_path / "a.json").read_text())["images"]
+    assert [each["file"] for each in before] == names
+    added = xmls[0].read_text()
+    xmls[0].unlink()
+    read = predict.read_photo
+
+    def interrupted(path: Path) -> Photo:
+        if path == photos / names[2]:  # The partial file is written again after this.
+            with Image.open(photos / names[1]) as image:
+                image.transpose(Image.Transpose.ROTATE_180).save(photos / names[1])
+            os.utime(photos / names[1])
+        if path == photos / names[4]:
+            raise KeyboardInterrupt
+        return read(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predict, "read_photo", interrupted)
+        assert run(*arguments, "--output", tmp_path / "a.json") == 130
+    xmls[0].write_text(added)
+    with Image.open(photos / names[2]) as image:
+        xmls[2].write_text(voc_xml(names[2], image.size, [("with_mask", (1, 2, 9, 10))]))
+    xmls[3].unlink()
+    assert run(*arguments, "--output", tmp_path / "a.json") == 0
+    found = {each["file"]: each for each in json.loads((tmp_path / "a.json").read_text())["images"]}
+    first, second, third, fourth, fifth = (found[name] for name in names)
+    assert (first, fifth) == (before[0], before[4])
+    assert second["faces"] != before[1]["faces"] and second["error"] is None
+    assert [face["box"] for face in third["faces"]] == [[1, 2, 9, 10]]
+    assert fourth["error"].startswith("no annotation")
 
 
 def test_a_picture_of_a_photo_with_a_long_name_has_a_name_too(tmp_path: Path):
@@ -222,6 +265,48 @@ def test_a_video_is_not_written_over(tmp_path: Path, tiny_classifier: Path, caps
     assert "in.mp4 is read and would be written over" in capsys.readouterr().err
     assert run(*arguments, "--output", video) == 2
     assert video.read_bytes() == before
+
+
+def test_a_video_that_another_run_writes_costs_no_answers(tmp_path: Path, tiny_classifier: Path):
+    video = write_video(tmp_path / "in.mp4", faces(2, shape=(48, 64)))
+    arguments = ["--video", video, "--model", tiny_classifier, "--detector", "none"]
+    arguments += ["--output", tmp_path / "a.json", "--save-viz", tmp_path / "out"]
+    assert run(*arguments) == 0
+    before = (tmp_path / "a.json").read_text()
+    with closing(VideoFile(tmp_path / "out" / "in.mp4", 10.0)):
+        assert run(*arguments) == 2
+    assert (tmp_path / "a.json").read_text() == before
+    assert len(list(VideoSource(tmp_path / "out" / "in.mp4"))) == 2
+
+
+def test_a_video_of_one_name_is_replaced_and_told_of(
+    tmp_path: Path, tiny_classifier: Path, capsys: pytest.CaptureFixture[str]
+):
+    for camera, count in (("cam1", 2), ("cam2", 3)):
+        (tmp_path / camera).mkdir()
+        video = write_video(tmp_path / camera / "clip.mp4", faces(count, shape=(48, 64)))
+        arguments = ["--video", video, "--model", tiny_classifier, "--detector", "none"]
+        assert run(*arguments, "--save-viz", tmp_path / "out") == 0
+        told = capsys.readouterr().err
+        assert ("out/clip.mp4 is there and will be replaced" in told) == (camera == "cam2")
+    assert len(list(VideoSource(tmp_path / "out" / "clip.mp4"))) == 3
+
+
+def test_a_window_that_is_closed_does_not_make_a_video_damaged(
+    tmp_path: Path, tiny_classifier: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    class Closed:
+        is_open = False
+
+        def play(self, picture: Image.Image) -> bool:
+            return False
+
+    monkeypatch.setattr(predict, "Window", Closed)
+    video = write_video(tmp_path / "in.mp4", faces(9, shape=(48, 64)))
+    arguments = ["--video", video, "--model", tiny_classifier, "--detector", "none"]
+    assert run(*arguments, "--save-viz", tmp_path / "out", "--visualize") == 0
+    output, error = capsys.readouterr()
+    assert "1 frame: " in output and "damaged" not in error
 
 
 def test_a_video_of_another_kind_takes_no_others_place(tmp_path: Path, tiny_classifier: Path):

@@ -255,7 +255,7 @@ KINDS: dict[str, tuple[Spoil, list[str], str]] = {
     "detector without size": (
         _nothing,
         [*VOC, "--detector-size", "416"],
-        "--detector-size is for a trained detector's file",
+        "--detector-size: --detector voc has no such setting",
     ),
     "detector of too few pixels": (_nothing, [*PHOTO, "--detector-size", "32"], "at least 64"),
     "no XML": (_nothing, VOC, "photo.png: no annotation photo.xml beside it or in ../annotations"),

@@ -1,3 +1,5 @@
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,25 @@ def test_a_file_is_no_folder_to_replace(tmp_path: Path):
     ):
         pass
     assert (tmp_path / "model.onnx").read_text() == "mine"
+
+
+def test_what_a_kill_leaves_of_the_replaced_stays_an_hour(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def publish() -> list[Path]:
+        with publishing(tmp_path / "1", overwrite=True) as partial:
+            partial.mkdir()
+            # As long ago as exports are when they are replaced.
+            os.utime(partial, (0, 0))
+        return list(tmp_path.glob(".replaced-1-*"))
+
+    publish()
+    with monkeypatch.context() as killed:
+        killed.setattr(shutil, "rmtree", lambda *_, **__: None)
+        (left,) = publish()
+    assert publish() == [left]
+    os.utime(left, (0, 0))
+    assert publish() == []
 
 
 def test_only_an_export_is_replaced(tmp_path: Path):

@@ -1,8 +1,12 @@
 import json
+import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from fmd_tf import UNCERTAIN
 from fmd_tf.client import Prediction
@@ -131,28 +135,42 @@ def test_a_run_that_kept_nothing_is_forgotten(tmp_path: Path, left: str):
 
 
 def test_a_video_starts_over(tmp_path: Path):
-    first = JsonOutput(tmp_path / "a.json", SETTINGS, keep_all)
-    first.add(record("a"))
-    first.close()
-    output = JsonOutput(tmp_path / "a.json", {})
-    assert list(output.done()) == []
-    output.close()
-    # What a killed one left is no less than hours of work.
-    lines = (tmp_path / "a.interrupted.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines[1:]] == [record("a")]
+    """What a killed run left is no less than hours of work, also when the next one is killed."""
+    for number, name in enumerate(["a.json", "a.json", "a.txt", "a.json"]):
+        output = JsonOutput(tmp_path / name, {})
+        assert list(output.done()) == []
+        output.add(record(f"{number}"))
+        output.close()
+    JsonOutput(tmp_path / "a.txt", {}).close()
+    kept = {"a.json.interrupted-1": "0", "a.json.interrupted-2": "1", "a.txt.interrupted-1": "2"}
+    for name, number in kept.items():
+        lines = (tmp_path / f"{name}.jsonl").read_text().splitlines()
+        assert [json.loads(line) for line in lines[1:]] == [record(number)]
+    assert len(list(tmp_path.glob("*interrupted*"))) == 3
 
 
 def test_records_that_no_longer_hold_are_dropped(tmp_path: Path):
-    first = JsonOutput(tmp_path / "a.json", SETTINGS, keep_all)
-    for name in ("a", "b", "c"):
-        first.add(record(name))
-    first.close()
-    written = first.partial.stat().st_mtime
-    second = JsonOutput(
-        tmp_path / "a.json", SETTINGS, lambda each, at: each["file"] != "b" and at == written
-    )
-    assert list(second.done()) == [record("a"), record("c")]
-    second.close()
+    """Each record is judged by the time when the last run began, not by that of a record."""
+    begun: list[float] = []
+
+    def keep(each: Mapping[str, Any], started: float) -> bool:
+        begun.append(started)
+        return each["file"] != "b"
+
+    before = until = 0.0
+    for names in ("abc", "bd", ""):
+        after = time.time()
+        output = JsonOutput(tmp_path / "a.json", SETTINGS, keep)
+        assert all(before <= started <= until for started in begun)
+        before, until = after, time.time()
+        begun.clear()
+        time.sleep(0.02)
+        for name in names:
+            output.add(record(name))
+        output.close()
+    output = JsonOutput(tmp_path / "a.json", SETTINGS, keep_all)
+    assert list(output.done()) == [record("a"), record("c"), record("d")]
+    output.close()
 
 
 def test_a_file_of_another_kind_is_not_written_over(tmp_path: Path):
@@ -170,6 +188,24 @@ def test_two_runs_do_not_write_one_file(tmp_path: Path):
     first.finish(Summary())
     JsonOutput(tmp_path / "a.json", SETTINGS, keep_all).finish(Summary())
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_run_that_ends_takes_no_others_lock_away(tmp_path: Path, monkeypatch):
+    """The second run begins in the moment in which the first one releases its lock."""
+    first = JsonOutput(tmp_path / "a.json", SETTINGS, keep_all)
+    release, later = FileLock.release, []
+
+    def release_and_begin(lock: FileLock, force: bool = False) -> None:
+        release(lock, force)
+        if not later:
+            later.append(None)
+            later[:] = [JsonOutput(tmp_path / "a.json", SETTINGS, keep_all)]
+
+    monkeypatch.setattr(FileLock, "release", release_and_begin)
+    first.finish(Summary())
+    with pytest.raises(PublishError, match="another run writes to"):
+        JsonOutput(tmp_path / "a.json", SETTINGS, keep_all)
+    later[0].close()
 
 
 def test_what_is_there_stays_until_the_new_file_is_whole(tmp_path: Path):

@@ -1,5 +1,6 @@
 import gzip
 import json
+import time
 
 import numpy as np
 import pytest
@@ -8,13 +9,15 @@ from fmd_tf import rest
 from fmd_tf.rest import COLUMNAR, ROW, ModelPath, RestError
 
 
-def parse(body: str, **inputs: str) -> tuple[str, dict[str, np.ndarray]]:
-    return rest.parse_tensors(rest.parse_json(body.encode()), inputs)
+def parse(
+    body: str, max_rows: int | None = None, **inputs: str
+) -> tuple[str, dict[str, np.ndarray]]:
+    return rest.parse_tensors(rest.parse_json(body.encode()), inputs, max_rows)
 
 
-def error_of(body: str, **inputs: str) -> str:
+def error_of(body: str, max_rows: int | None = None, **inputs: str) -> str:
     with pytest.raises(RestError) as caught:
-        parse(body, **inputs)
+        parse(body, max_rows, **inputs)
     return caught.value.message
 
 
@@ -110,6 +113,8 @@ def test_bytes_are_base64_of_the_standard_alphabet() -> None:
         ("1", "DT_BOOL", "Type: Number is not of expected type: bool"),
         ("1", "DT_STRING", "Type: Number is not of expected type: string"),
         ("16777217", "DT_FLOAT", "Cannot convert JSON value: 16777217 to float without loss"),
+        ("-9223372036854775808", "DT_FLOAT", "-9223372036854775808 to float without loss"),
+        ("-9223372036854775808", "DT_DOUBLE", "-9223372036854775808 to double without loss"),
         ('"\\ud800"', "DT_STRING", "surrogate pair in string is invalid"),
         ("1", "DT_HALF", "Conversion of JSON Value: 1 to type: half"),
     ],
@@ -173,6 +178,46 @@ def test_depth_is_limited_before_parsing() -> None:
     rest.parse_json(b'{"a": ' + b"[" * 63 + b"]" * 63 + b"}")
 
 
+@pytest.mark.parametrize("end", [b"", b"\\", b'"', b'\\"'])
+def test_strings_with_many_escapes_take_no_longer_than_others(end: bytes) -> None:
+    # Steps that grow with the square of the length would take minutes.
+    body = b"[" * 65 + b'"' + b'\\"' * 100_000 + end
+    started = time.perf_counter()
+    with pytest.raises(RestError, match="nesting of at most 64 levels, got 65"):
+        rest.parse_json(body)
+    assert time.perf_counter() - started < 10
+
+
+def test_rows_are_counted_before_they_are_converted() -> None:
+    # Each first row could not be converted.
+    for body, inputs in (
+        ('{"instances": ["a", 2, 3]}', {"x": "DT_FLOAT"}),
+        ('{"instances": [{"x": "a"}, {}, {}]}', {"x": "DT_FLOAT"}),
+        ('{"inputs": ["a", 2, 3]}', {"x": "DT_FLOAT"}),
+        ('{"inputs": {"x": 1, "y": ["a", 2, 3]}}', {"x": "DT_FLOAT", "y": "DT_FLOAT"}),
+    ):
+        assert error_of(body, 2, **inputs) == "expected at most 2 rows in a request, got 3"
+        assert "rows" not in error_of(body, 3, **inputs)
+    assert parse('{"inputs": [1, 2]}', 2, x="DT_FLOAT")[1]["x"].tolist() == [1, 2]
+
+
+def test_empty_lists_have_their_shape() -> None:
+    for dtype, kind in (("DT_FLOAT", np.float32), ("DT_INT64", np.int64), ("DT_STRING", object)):
+        for body, shape in (
+            ('{"inputs": []}', (0,)),
+            ('{"inputs": [[[], []]]}', (1, 2, 0)),
+            ('{"instances": [[], [], []]}', (3, 0)),
+        ):
+            tensor = parse(body, x=dtype)[1]["x"]
+            assert (tensor.shape, tensor.dtype) == (shape, kind)
+        assert "process element: 1" in error_of('{"instances": [[], [1]]}', x=dtype)
+
+
+def test_a_signature_without_inputs_takes_empty_objects() -> None:
+    assert parse('{"instances": [{}, {}]}') == (ROW, {})
+    assert "the signature has no inputs, but got 1" in error_of('{"instances": [1]}')
+
+
 def test_bytes_that_are_no_utf8_are_kept() -> None:
     document = rest.parse_json(b'\xef\xbb\xbf{"inputs": ["\xff"]}')
     assert rest.parse_tensors(document, {"x": "DT_STRING"})[1]["x"].tolist() == [b"\xff"]
@@ -183,6 +228,12 @@ def test_bytes_that_are_no_utf8_are_kept() -> None:
 def test_long_values_are_cut_in_messages() -> None:
     message = error_of(json.dumps({"instances": ["x" * 10**6]}), x="DT_FLOAT")
     assert len(message) < 500
+
+
+def test_long_names_are_cut_in_messages() -> None:
+    message = error_of(json.dumps({"instances": [{"n" * 10**6: 1}]}), x="DT_FLOAT")
+    name = "n" * 200 + "..."
+    assert f"key: {name} of" in message and message.endswith(f"does not have named input: {name}")
 
 
 @pytest.mark.parametrize(

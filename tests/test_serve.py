@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from fmd_tf.client import Client
+from fmd_tf.client import Client, ServingError
 from fmd_tf.export import export_saved_model
 from fmd_tf.input_pipeline import crop_faces, decode_photo
 from fmd_tf.servable import ModelVersions, Servable
@@ -113,8 +113,10 @@ def test_faces_by_row_and_by_column(model: keras.Model, server: Running) -> None
             "expected pixels of 0 to 255",
         ),
         ({"signature_name": "nope", "instances": [1]}, 'signature name: "nope" not found'),
+        ({"signature_name": "n" * 999}, f'name: "{"n" * 200}..." not found'),
         ({"signature_name": 1}, "must be a string value"),
         ({"instances": [b64(b"x")] * 61}, "expected at most 60 rows in a request, got 61"),
+        ({"instances": [1] * 61}, "expected at most 60 rows in a request, got 61"),
         (
             {
                 "signature_name": "faces",
@@ -358,6 +360,33 @@ def test_the_process_swaps_versions_and_drains_on_sigterm(base_dir: Path, tmp_pa
         late.send(body[10:])
         assert late.getresponse().status == 200
         late.close()
+        assert server.wait(timeout=20) == 0
+
+
+def write_endless(path: Path) -> None:
+    """A model that counts up to its input."""
+    spec = tf.TensorSpec([None], tf.float32, name="x")
+
+    @tf.function(input_signature=[spec])
+    def count(x: tf.Tensor) -> dict[str, tf.Tensor]:
+        least = tf.reduce_min(tf.cast(x, tf.float64))
+        steps = tf.while_loop(lambda i: i < least, lambda i: [i + 1.0], [tf.zeros([], tf.float64)])
+        return {"y": x + tf.cast(steps[0], tf.float32)}
+
+    tf.saved_model.save(tf.Module(), str(path), signatures={"serving_default": count})
+
+
+def test_the_process_ends_though_a_request_does_not(tmp_path: Path) -> None:
+    write_endless(tmp_path / "face_mask" / "1")
+    arguments = ("--model-dir", str(tmp_path / "face_mask"), "--request-timeout", "0.5")
+    with process(*arguments) as (server, url):
+        with Client(url, retries=0) as client:
+            path = "/v1/models/face_mask:predict"
+            assert client._request("POST", path, {"instances": [3]})["predictions"] == [6.0]
+            # At a step a nanosecond it would take years.
+            with pytest.raises(ServingError, match="504: no answer within"):
+                client._request("POST", path, {"instances": [1e18]})
+        server.send_signal(signal.SIGTERM)
         assert server.wait(timeout=20) == 0
 
 

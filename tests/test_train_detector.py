@@ -1,5 +1,7 @@
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -70,7 +72,35 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(
         assert resumed == pytest.approx(undisturbed, rel=0.02, abs=0.02)
 
 
-def test_a_finished_run_is_scored_again_and_not_trained(trained, sample_dir, capsys):
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_figures_of_another_run_do_not_stay_beside_a_new_split(sample_dir, tmp_path, monkeypatch):
+    metrics = tmp_path / "results" / "metrics"
+    metrics.mkdir(parents=True)
+    for name in ("detector.json", "precision_recall.png", "notes.txt"):
+        (metrics / name).touch()
+    monkeypatch.setattr(train_detector, "_train", _interrupt)
+    assert train_detector.main(_arguments(sample_dir, tmp_path)) == 130
+    assert {path.name for path in metrics.iterdir()} == {"notes.txt", "split.json"}
+
+
+def test_what_is_left_out_is_listed(sample_dir, tmp_path, monkeypatch, capsys):
+    data_dir = shutil.copytree(sample_dir, tmp_path / "voc")
+    xml = min((data_dir / "annotations").iterdir())
+    xml.write_text("<annotation>")
+    monkeypatch.setattr(train_detector, "_train", _interrupt)
+    assert train_detector.main([*_arguments(data_dir, tmp_path), "--skip-invalid"]) == 130
+    assert xml.name in (tmp_path / "results" / "metrics" / "invalid.txt").read_text()
+    assert "Left out 1 invalid annotations, listed in " in capsys.readouterr().out
+
+
+def test_a_finished_run_is_scored_again_and_not_trained(trained, sample_dir, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(train_detector, "report", _interrupt)
+        assert train_detector.main(_arguments(sample_dir, trained)) == 130
+    assert (trained / "results" / "metrics" / "detector.json").is_file()
     before = _history(trained)
     assert train_detector.main(_arguments(sample_dir, trained)) == 0
     assert "loss" not in capsys.readouterr().out
@@ -141,6 +171,16 @@ def test_a_photo_with_a_face_left_out_is_no_background(voc_dir, tmp_path):
         skip_invalid=True,
     )
     assert figures["photos"] == 1
+    (problem,) = (tmp_path / "results" / "metrics" / "invalid.txt").read_text().splitlines()
+    assert "two.xml" in problem and "someone" in problem
+
+
+def test_too_little_room_is_said_before_anything_is_lost(trained, sample_dir, monkeypatch, capsys):
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+    assert train_detector.main([*_arguments(sample_dir, trained), "--overwrite"]) == 2
+    assert "has 0 MB free and the run needs" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("folder", ["checkpoints", "results"])

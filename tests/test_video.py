@@ -1,4 +1,5 @@
 import os
+import struct
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from PIL import Image
 
 from fmd_tf import UNCERTAIN
 from fmd_tf.photos import Photo, PhotoError
+from fmd_tf.publish import PublishError
 from fmd_tf.records import LabelledFace
 from fmd_tf.video import (
     FrameClock,
@@ -151,6 +153,41 @@ def test_uneven_frames_keep_their_time(tmp_path: Path):
     assert written.num_frames == 1 + round(1.3 * written.frame_rate)
 
 
+def _element(name: str, content: bytes) -> bytes:
+    """Return an element of Matroska (RFC 9559) with four bytes of length (RFC 8794)."""
+    return bytes.fromhex(name) + (len(content) | 1 << 28).to_bytes(4, "big") + content
+
+
+def write_webm(path: Path, images: np.ndarray, times: Sequence[int], seconds: float | None) -> Path:
+    """Write what browsers record: frames with times in milliseconds, and no rate."""
+    size = _element("B0", images.shape[2].to_bytes(2, "big"))
+    size += _element("BA", images.shape[1].to_bytes(2, "big"))
+    track = _element("D7", b"\1") + _element("73C5", b"\1") + _element("83", b"\1")
+    track += _element("86", b"V_VP8") + _element("E0", size)
+    length = _element("4489", struct.pack(">d", 1000 * seconds)) if seconds else b""
+    # A lossy WebP is a head of 20 bytes and a key frame of VP8 (RFC 9649).
+    blocks = [
+        _element("A3", b"\x81" + struct.pack(">hB", time, 0x80) + encode(image, "WEBP")[20:])
+        for image, time in zip(images, times, strict=True)
+    ]
+    segment = _element("1549A966", length) + _element("1654AE6B", _element("AE", track))
+    segment += _element("1F43B675", _element("E7", b"\0") + b"".join(blocks))
+    path.write_bytes(
+        _element("1A45DFA3", _element("4282", b"webm")) + _element("18538067", segment)
+    )
+    return path
+
+
+@pytest.mark.parametrize("seconds", [None, 3.0], ids="live with-length".split())
+def test_a_video_without_a_rate_keeps_its_own_times(tmp_path: Path, seconds: float | None):
+    """OpenCV says 1000 frames a second then, and frames by it: 3000, or less than none."""
+    times = np.cumsum([0, *np.random.default_rng(0).integers(11, 60, 19)]).tolist()
+    images = smooth_images(20, shape=(48, 64))
+    source = VideoSource(write_webm(tmp_path / "in.webm", images, times, seconds))
+    assert (source.frame_rate, source.num_frames) == (25.0, None)
+    assert [frame.seconds for frame in source] == pytest.approx([each / 1000 for each in times])
+
+
 def test_times_that_a_file_cannot_have_are_not_taken(tmp_path: Path):
     source = VideoSource(write_video(tmp_path / "in.mp4", smooth_images(4)))
     times = iter([0.0, 0.0, 1e9, 0.15, 0.0])  # None, one after the end, one before the last.
@@ -273,6 +310,16 @@ def test_closing_the_window_ends_it(tmp_path: Path):
 
     records = list(label_video(source, lambda _: [], Tracker(), None, show))
     assert len(records) == len(shown) == 2
+
+
+def test_two_runs_do_not_write_one_video(tmp_path: Path):
+    first = VideoFile(tmp_path / "a.mp4", 10.0)
+    first.add(Image.new("RGB", (32, 32)))
+    with pytest.raises(PublishError, match=r"another run writes to .*\.a\.mp4\.lock is locked"):
+        VideoFile(tmp_path / "a.mp4", 10.0)
+    assert first.finish()
+    VideoFile(tmp_path / "a.mp4", 10.0).close()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
 def test_an_unfinished_file_leaves_nothing(tmp_path: Path):

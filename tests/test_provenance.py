@@ -1,0 +1,35 @@
+import importlib.util
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from fmd_tf import provenance
+
+
+def git(folder: Path, *arguments: str) -> str:
+    author = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    command = ["git", *author, *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
+def test_the_commit_is_that_of_the_package_and_of_no_project_around_it(tmp_path: Path) -> None:
+    package = tmp_path / ".venv" / "fmd_tf"
+    package.mkdir(parents=True)
+    file = Path(shutil.copy(provenance.__file__, package))
+    spec = importlib.util.spec_from_file_location("installed", file)
+    assert spec and spec.loader
+    installed = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(installed)
+
+    (tmp_path / "main.py").touch()
+    git(tmp_path, "init")
+    git(tmp_path, "add", "main.py")
+    git(tmp_path, "commit", "-m", "another project")
+    assert installed.provenance()["commit"] is None
+    git(tmp_path, "add", str(file))
+    git(tmp_path, "commit", "-m", "the package")
+    assert installed.provenance()["commit"] == git(tmp_path, "describe", "--always")
