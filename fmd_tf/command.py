@@ -61,10 +61,10 @@ def weights_at_hand(
     try:
         for each in weights:
             build(each)
-    except DownloadError:
+    except DownloadError as error:
         if not may_do_without:
             raise
-        print("No weights without internet: this quick start begins from random weights.")
+        print(f"{error}.\nThis quick start begins from random weights instead, which is worse.")
         return (NO_WEIGHTS,)
     return tuple(weights)
 

@@ -9,7 +9,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -93,6 +93,27 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Hold the lock of a file that is written meanwhile, in a hidden file beside it.
+
+    Args:
+        path: The file that is written.
+
+    Raises:
+        PublishError: Another run writes it now, or its folder cannot be written.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    with locked(lock):
+        try:
+            yield
+        finally:
+            # While the lock is held: later it could be another run's. filelock gives nobody that of
+            # a file which is gone. Windows keeps a file that is open.
+            with suppress(OSError):
+                lock.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -37,7 +37,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import count, islice
 from pathlib import Path
@@ -48,7 +48,7 @@ import numpy as np
 from fmd_tf import UNCERTAIN
 from fmd_tf.client import Prediction
 from fmd_tf.errors import UserError, differences
-from fmd_tf.publish import locked, replacing
+from fmd_tf.publish import replacing, writing
 
 SCHEMA = "fmd_tf.predictions"
 SCHEMA_VERSION = 1
@@ -223,27 +223,6 @@ class Summary:
             "labels": dict(sorted(self.labels.items())),
             **({} if self.tracks is None else {"tracks": dict(sorted(self.followed.items()))}),
         }
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Hold the lock of a file that is written meanwhile, in a hidden file beside it.
-
-    Args:
-        path: The file that is written.
-
-    Raises:
-        PublishError: Another run writes it now, or its folder cannot be written.
-    """
-    lock = path.with_name(f".{path.name}.lock")
-    with locked(lock):
-        try:
-            yield
-        finally:
-            # While the lock is held: later it could be another run's. filelock gives nobody that of
-            # a file which is gone. Windows keeps a file that is open.
-            with suppress(OSError):
-                lock.unlink()
 
 
 class JsonOutput:

@@ -570,7 +570,9 @@ def serve(
         # Python would wait for their threads.
         os._exit(0)
     versions.close()
-    watcher.join()
+    watcher.join(limits.request_timeout)
+    if watcher.is_alive():  # It is loading a version.
+        os._exit(0)
 
 
 def _require_loaded(versions: ModelVersions) -> None:

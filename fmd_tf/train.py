@@ -212,10 +212,11 @@ def _open(config: TrainConfig, crops: Crops, trainings: Sequence[_Training]) -> 
     for training in trainings:
         _require_faces(config, crops, training.split)
         _require_teacher(config, training)
-    begun = [training for training in trainings if training.run.has_state()]
-    num_runs = len(trainings) - (0 if config.overwrite else len(begun))
-    model = _build(config, is_loaded=False)
-    require_space(model, config.checkpoint_dir, num_runs * (2 if config.trains_teacher else 1))
+    runs = [training.run for training in trainings]
+    if config.trains_teacher:
+        runs += [run.teacher for run in runs]
+    num_runs = sum(config.overwrite or not run.has_state() for run in runs)
+    require_space(_build(config, is_loaded=False), config.checkpoint_dir, num_runs)
     faces = _digest(crops)
     for training in trainings:
         training.run.open(_identity(config, training, faces), config.overwrite)

@@ -29,7 +29,8 @@ from fmd_tf.boxes import overlaps
 from fmd_tf.draw import draw_faces
 from fmd_tf.errors import UserError, install_command
 from fmd_tf.photos import Photo, PhotoError
-from fmd_tf.records import LabelledFace, Record, writing
+from fmd_tf.publish import writing
+from fmd_tf.records import LabelledFace, Record
 
 DEFAULT_FRAME_RATE = 25.0
 # FFmpeg gives 1000 where a file has no rate, as those that browsers record.
@@ -253,6 +254,8 @@ class VideoFile:
             raise VideoError(f"{path} cannot be written ({error.strerror})") from error
         self._lock = ExitStack()
         self._lock.enter_context(writing(path))
+        # While the lock is held: later it could be another run's.
+        self._lock.callback(self._partial.unlink, missing_ok=True)
 
     def add(self, picture: Image.Image, copies: int = 1) -> None:
         """Append a frame so many times; all have the first one's size, made even."""
@@ -292,7 +295,6 @@ class VideoFile:
         """Drop what was not finished."""
         if self._writer is not None:
             self._writer.release()
-        self._partial.unlink(missing_ok=True)
         self._lock.close()
 
 

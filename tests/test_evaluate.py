@@ -31,8 +31,7 @@ def _model(size: int = 16) -> keras.Model:
 
 
 @pytest.fixture
-def model_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+def model_file(tmp_path: Path) -> Path:
     path = tmp_path / "model.keras"
     save_model(_model(), ModelCard(NAMES, 16), path)
     return path

@@ -186,11 +186,14 @@ def test_the_command_compares_on_the_test_faces(
 
 
 def test_the_command_says_what_to_install_before_it_reads_faces(
-    tiny_classifier: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_classifier: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
     monkeypatch.setitem(sys.modules, "tf2onnx", None)  # An import of it then fails.
     flags = ["--model", str(tiny_classifier), "--data-dir", "missing", "--format", "onnx"]
-    assert export.main(flags) == 2
+    assert export.main([*flags, "--output", str(tmp_path / "onnx")]) == 2
     assert '-m pip install -e ".[onnx]"' in capsys.readouterr().err
 
 

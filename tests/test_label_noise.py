@@ -31,8 +31,7 @@ def _run(folder: Path, sure: float) -> Path:
 
 
 @pytest.fixture
-def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+def data_dir(tmp_path: Path) -> Path:
     faces = [("without_mask", box) for box in BOXES[:3]] + [("with_mask", BOXES[3])]
     folder = make_voc_dir(tmp_path)
     add_photo(folder, "a", size=(80, 20), faces=faces)

@@ -1,4 +1,5 @@
 import importlib.util
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,7 +12,10 @@ from fmd_tf import provenance
 def git(folder: Path, *arguments: str) -> str:
     author = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
     command = ["git", *author, *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    # Nothing of the user's settings, nor of a hook that runs the tests.
+    own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    own |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+    done = subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 

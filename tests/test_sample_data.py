@@ -1,3 +1,5 @@
+import os
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,10 +40,12 @@ def test_an_existing_sample_is_kept(tmp_path: Path):
 
 
 def test_an_interrupted_sample_is_drawn_anew(tmp_path: Path):
-    (tmp_path / ".partial-a-0123abcd" / "images").mkdir(parents=True)
-    (tmp_path / ".partial-a-0123abcd" / "images" / "left.png").touch()
-    folder = write_sample(tmp_path / "a", num_photos=1)
-    assert [path.name for path in (folder / "images").iterdir()] == ["sample0.png"]
+    left = tmp_path / ".partial-a-0123abcd"
+    (left / "images").mkdir(parents=True)
+    long_ago = time.time() - 7200
+    os.utime(left, (long_ago, long_ago))
+    write_sample(tmp_path / "a", num_photos=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_two_commands_may_draw_it_at_once(tmp_path: Path):

@@ -378,7 +378,7 @@ def write_endless(path: Path) -> None:
 
 def test_the_process_ends_though_a_request_does_not(tmp_path: Path) -> None:
     write_endless(tmp_path / "face_mask" / "1")
-    arguments = ("--model-dir", str(tmp_path / "face_mask"), "--request-timeout", "0.5")
+    arguments = ("--model-dir", str(tmp_path / "face_mask"), "--request-timeout", "3")
     with process(*arguments) as (server, url):
         with Client(url, retries=0) as client:
             path = "/v1/models/face_mask:predict"
@@ -387,7 +387,7 @@ def test_the_process_ends_though_a_request_does_not(tmp_path: Path) -> None:
             with pytest.raises(ServingError, match="504: no answer within"):
                 client._request("POST", path, {"instances": [1e18]})
         server.send_signal(signal.SIGTERM)
-        assert server.wait(timeout=20) == 0
+        assert server.wait(timeout=30) == 0
 
 
 def test_fifty_crops_agree_in_python_in_the_session_and_over_rest(

@@ -37,11 +37,6 @@ METRICS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _prepared_data_stays_in_the_test(tmp_path_factory, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path_factory.getbasetemp() / "tfds"))
-
-
 def _arguments(data_dir: Path, folder: Path, *more: str) -> list[str]:
     return [
         *("--data-dir", str(data_dir)),

@@ -69,6 +69,8 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(
     assert train_detector.main(_arguments(sample_dir, tmp_path)) == 0
     assert "Going on at epoch 2" in capsys.readouterr().out
     for resumed, undisturbed in zip(_history(tmp_path), _history(trained), strict=True):
+        rates = resumed.pop("learning_rate"), undisturbed.pop("learning_rate")
+        assert rates[0] == pytest.approx(rates[1], rel=1e-4)
         assert resumed == pytest.approx(undisturbed, rel=0.02, abs=0.02)
 
 

@@ -41,6 +41,14 @@ def _cut_end(num_bytes: int) -> Callable[[Path], object]:
     return lambda photo: photo.write_bytes(photo.read_bytes()[:-num_bytes])
 
 
+def _damage(photo: Path) -> None:
+    """Change a checksum, which Pillow does not look at."""
+    data = bytearray(photo.read_bytes())
+    chunk = data.index(b"IDAT")
+    data[chunk + 4 + int.from_bytes(data[chunk - 4 : chunk])] ^= 0xFF
+    photo.write_bytes(data)
+
+
 def _truncate(photo: Path) -> None:
     photo.write_bytes(photo.read_bytes()[:-60])
 
@@ -96,6 +104,7 @@ BAD_INPUT = {
     "photo empty": (_photo(lambda p: p.write_bytes(b"")), "expected a whole photo, got: not an"),
     "photo truncated": (_photo(_truncate), "expected a whole photo, got:"),
     "photo without its last byte": (_photo(_cut_end(1)), "a PNG that is cut off at its end"),
+    "photo with damaged pixels": (_photo(_damage), "a PNG whose chunk IDAT is damaged"),
     "photo without its last chunk": (_photo(_cut_end(12)), "a PNG that is cut off at its end"),
     "photo with a very long name": (
         _xml(voc_xml(f"{'x' * 300}.png")),

@@ -116,7 +116,7 @@ def _photo(path: Path) -> str | np.ndarray:
     try:
         tf.io.decode_image(path.read_bytes(), channels=3, expand_animations=False)
     except tf.errors.OpError as error:
-        reason = error.message.rpartition("}}")[2].strip()[:200]
+        reason = error.message.rpartition("}}")[2].partition("[Op:")[0].strip()[:200]
         problem = Problem(path, None, f"expected a photo, got: {reason}; store it as PNG anew")
         raise AnnotationError([problem]) from error
     return str(path)
