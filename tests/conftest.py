@@ -1,5 +1,6 @@
 """Shared test data: a drawn data set, small VOC folders, and the real data where it is."""
 
+import atexit
 import os
 import shutil
 import tempfile
@@ -18,11 +19,7 @@ from PIL import Image
 
 from fmd_tf.sample_data import write_sample
 
-
-@pytest.fixture(scope="session", autouse=True)
-def _prepared_data() -> Iterator[None]:
-    yield
-    shutil.rmtree(os.environ["TFDS_DATA_DIR"], ignore_errors=True)
+atexit.register(shutil.rmtree, os.environ["TFDS_DATA_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
