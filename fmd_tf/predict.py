@@ -291,10 +291,11 @@ def _open_source(
             root = Path(os.path.commonpath(parents))
         except ValueError as error:  # On Windows.
             raise InputError("--image: expected photos of one drive") from error
-        return _Photos(" ".join(map(str, files)), files, root, True, annotated)
+        name = " ".join(map(str, files))
+        return _Photos(name, files, root, named_as_given=True, annotated=annotated)
     if folder:
         files = _folder_files(folder, save_viz)
-        return _Photos(str(folder), files, folder, False, annotated)
+        return _Photos(str(folder), files, folder, named_as_given=False, annotated=annotated)
     if detector == "voc":
         raise InputError("--detector voc needs photos with XML files; choose another for video")
     watched = webcam if video is None else video
