@@ -19,6 +19,22 @@ def git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.parametrize(
+    ("cpuinfo", "name"),
+    [
+        ("processor\t: 0\nmodel name\t: AMD EPYC\nflags\t\t: fpu avx2\n", "AMD EPYC"),
+        (
+            "model name\t: AMD EPYC\nflags\t\t: avx512_vnni bmi2\nflags: avx512_vnni\n",
+            "AMD EPYC with VNNI",
+        ),
+        ("model name: AMD EPYC\nflags: avx_vnni\n", "AMD EPYC with VNNI"),
+        ("processor\t: 0\nFeatures\t: fp asimd\n", ""),
+    ],
+)
+def test_a_processor_is_named_with_its_instructions_for_int8(cpuinfo: str, name: str) -> None:
+    assert provenance.processor_name(cpuinfo) == name
+
+
 @pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
 def test_the_commit_is_that_of_the_package_and_of_no_project_around_it(tmp_path: Path) -> None:
     package = tmp_path / ".venv" / "fmd_tf"
