@@ -251,16 +251,18 @@ def test_metrics_count_errors_where_they_belong(base_dir: Path) -> None:
     assert sorted(found) == ["metadata", "other", "predict", "status"]
 
 
-class Slow(ModelVersions):
-    """Versions whose answers take half a second."""
+class Held(ModelVersions):
+    """Versions that answer once they are let go."""
+
+    let_go = threading.Event()
 
     def use(self, version: int | None, label: str | None) -> Any:
-        time.sleep(0.5)
+        assert self.let_go.wait(60)
         return super().use(version, label)
 
 
 def test_too_many_and_too_slow_requests(base_dir: Path) -> None:
-    versions = Slow(base_dir, "face_mask")
+    versions = Held(base_dir, "face_mask")
     versions.sync()
     body = {"instances": [b64(encode(faces(1)[0]))]}
     statuses: list[int] = []
@@ -271,20 +273,26 @@ def test_too_many_and_too_slow_requests(base_dir: Path) -> None:
         ]
         for client in clients:
             client.start()
-        # The event loop is free while they wait.
+        wait_for(lambda: statuses == [429, 429])
+        # The event loop is free while the others wait.
         assert request(server, "GET", "/v1/models/face_mask")[0] == 200
+        versions.let_go.set()
         for client in clients:
             client.join()
-        assert sorted(statuses) == [200, 200, 429, 429]
+        assert statuses == [429, 429, 200, 200]
+    versions.let_go.clear()
     with running({"face_mask": versions}, Limits(threads=1, request_timeout=0.1)) as server:
         status, answer = predict(server, body)
         assert status == 504
         assert answer["error"] == "no answer within 0.1 s"
+        versions.let_go.set()
+    versions.let_go.clear()
     limits = Limits(threads=1, request_timeout=0.1, max_pending=1)
     with running({"face_mask": versions}, limits) as server:
         # Its client has an answer, and still it works: there is no room for another.
         assert [predict(server, body)[0] for _ in range(2)] == [504, 429]
-        wait_for(lambda: predict(server, body)[0] == 504)
+        versions.let_go.set()
+        wait_for(lambda: predict(server, body)[0] == 200)
     versions.close()
 
 
@@ -296,10 +304,8 @@ def test_bodies_held_at_a_time_are_limited(base_dir: Path) -> None:
         with socket.create_connection((server.host, server.port)) as holding:
             head = "POST /v1/models/face_mask:predict HTTP/1.1\r\nContent-Length: 99999\r\n"
             holding.sendall(f"{head}Host: x\r\n\r\n".encode() + b" " * 99_998)
-            time.sleep(0.3)
-            status, answer = predict(server, body)
-            assert status == 429
-            assert "try again later" in answer["error"]
+            wait_for(lambda: predict(server, body)[0] == 429)
+            assert "try again later" in predict(server, body)[1]["error"]
         # The connection is closed: its bytes count no more.
         wait_for(lambda: predict(server, body)[0] == 200)
     versions.close()
