@@ -110,8 +110,7 @@ class TrainConfig(RunConfig):
         None,
         "centerface or its .onnx file (mobilenet alone), imagenet or a .weights.h5 file of the "
         "backbone, or none; two make two models kept as one, the second of which learns from the "
-        "first; default: centerface imagenet for mobilenet (centerface with a teacher), else "
-        "imagenet",
+        "first; default: centerface imagenet for mobilenet without a teacher, else imagenet",
     )
     distill: Path | None = _setting(
         None,
@@ -187,12 +186,14 @@ class TrainConfig(RunConfig):
         """The weights that were asked for, or the best ones that there are.
 
         Two models that begin from different weights err on different faces, and are kept as one.
+        Of a teacher more is learnt from ImageNet's weights than from CenterFace's.
         """
         if self.weights is not None:
             return self.weights
-        if self.model_name != "mobilenet":
-            return (IMAGENET,)
-        return (CENTERFACE,) if self.distill or self.self_distill else (CENTERFACE, IMAGENET)
+        has_teacher = self.distill or self.self_distill
+        if self.model_name == "mobilenet" and not has_teacher:
+            return (CENTERFACE, IMAGENET)
+        return (IMAGENET,)
 
     @property
     def is_ensemble(self) -> bool:

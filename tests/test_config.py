@@ -37,7 +37,7 @@ def test_flags_of_the_ancestor_work():
 def test_a_run_begins_from_the_best_weights_that_its_backbone_has():
     assert _parse([]).begins_from == ("centerface", "imagenet")
     assert _parse(["--model-name", "resnet50"]).begins_from == ("imagenet",)
-    assert _parse(["--distill", "teacher.keras"]).begins_from == ("centerface",)
+    assert _parse(["--distill", "teacher.keras"]).begins_from == ("imagenet",)
     for weights in (["none"], ["a.onnx", "b.weights.h5"]):
         assert _parse(["--weights", *weights]).begins_from == tuple(weights)
 
@@ -85,8 +85,8 @@ def test_one_teacher_is_enough():
     [
         ({}, "centerface", "imagenet"),
         ({"weights": ("a.onnx", "b.weights.h5")}, "a.onnx", "b.weights.h5"),
-        ({"self_distill": True, "weights": ("imagenet",)}, "imagenet", "imagenet"),
-        ({"self_distill": True}, "centerface", "centerface"),
+        ({"self_distill": True, "weights": ("centerface",)}, "centerface", "centerface"),
+        ({"self_distill": True}, "imagenet", "imagenet"),
     ],
 )
 def test_what_a_teacher_and_its_student_begin_from(settings: dict, teacher: str, model: str):
