@@ -18,7 +18,7 @@ from fmd_tf.formats import (
     round_to_int8,
 )
 from fmd_tf.input_pipeline import Crops
-from fmd_tf.model import load_model
+from fmd_tf.model import build_model, load_model
 from fmd_tf.model_card import read_cards
 from fmd_tf.publish import PublishError
 from tests.serving import CARD, SIZE, faces
@@ -64,6 +64,15 @@ def test_a_written_model_answers_as_its_original(
     assert (folder / "class_names.txt").read_text().split() == list(CLASS_NAMES)
     assert (folder / "README.md").read_text().startswith("# Model card")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_onnx_keeps_the_size_of_views_whose_scale_is_no_round_number(tmp_path: Path):
+    # 82 px from 68 and from 96.
+    model = build_model("mobilenet", 96, len(CLASS_NAMES), "none", multi_view=True)
+    crops = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3)).astype(np.uint8)
+    predict = load_format("onnx", export_format("onnx", model, CARD, tmp_path / "out"))
+    expected = model.predict(crops.astype(np.float32), verbose=0)
+    assert np.abs(predict(crops) - expected).max() < 1e-4
 
 
 def test_int8_rounds_a_channel_so_that_its_sum_stays():
