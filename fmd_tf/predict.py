@@ -99,7 +99,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add(
-        "--model", default=DEFAULT_MODEL, help=".keras file, folder of an export, or a server's URL"
+        "--model",
+        default=DEFAULT_MODEL,
+        help=".keras file, folder of an export, or a server's URL, with /v1/models/NAME where its "
+        "model is not face_mask",
     )
     add("--detector", choices=DETECTOR_NAMES, default="trained", help="what finds the faces")
     add(
