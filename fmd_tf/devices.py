@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import tensorflow as tf
+
+from fmd_tf.provenance import read_cpuinfo
 
 _BFLOAT16 = "auto_mixed_precision_onednn_bfloat16"
 
@@ -82,5 +83,4 @@ def faster_graphs() -> Iterator[None]:
 
 def _has_amx() -> bool:
     """Tell whether Linux reports bfloat16 matrix tiles; unknown elsewhere."""
-    cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.is_file() and "amx_bf16" in cpuinfo.read_text(encoding="utf-8")
+    return "amx_bf16" in read_cpuinfo()

@@ -47,10 +47,13 @@ def _git(*arguments: str) -> str | None:
 
 def _processor() -> str:
     """Return the processor's name as Linux reports it, else what Python knows."""
+    return processor_name(read_cpuinfo()) or platform.processor() or platform.machine()
+
+
+def read_cpuinfo() -> str:
+    """Return what Linux says of its processors, "" elsewhere."""
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        return processor_name(cpuinfo.read_text(encoding="utf-8")) or platform.machine()
-    return platform.processor() or platform.machine()
+    return cpuinfo.read_text(encoding="utf-8") if cpuinfo.is_file() else ""
 
 
 def processor_name(cpuinfo: str) -> str:
